@@ -1,0 +1,307 @@
+"""Problem files: JSONL, one problem a line, checked line by line.
+
+    {"id": "sum-1", "prompt": "2+3?", "verifier": "math", "answer": "5", "source": "", "meta": {}}
+
+`prompt` is a text or a list of chat messages; `source` and `meta` may be left out. A file is read
+in a stream: one row and sixteen bytes for each id are held, never the whole file. Whatever is wrong
+with a row is said in one line that begins with FILE:LINE. Other formats are read by
+`archer.prepare`; answers are compared by `archer.verify`, here only their shape is looked at.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from archer.types import Message, Problem
+
+Row = dict[str, Any]
+
+REQUIRED = ("id", "prompt", "verifier", "answer")
+OPTIONAL = ("source", "meta")
+
+
+def read_problems(
+    path: str | os.PathLike[str], *, verifiers: Collection[str] | None = None
+) -> Iterator[Problem]:
+    """The problems of a file, one at a time. `verifiers` are the known names (None: any name).
+
+    A name of the form "module:function" is always allowed. ValueError for a file that is missing
+    or empty, for a malformed row and for an id that an earlier row has.
+    """
+    lines: dict[bytes, int] = {}
+    for line, row in read_rows(path):
+        problem = to_problem(row, where=f"{path}:{line}", verifiers=verifiers)
+        earlier = lines.setdefault(digest(problem.id), line)
+        if earlier != line:
+            raise ValueError(
+                f"{path}:{line}: the id {problem.id!r} stands in line {earlier} already; "
+                "give each problem an id of its own"
+            )
+        yield problem
+    if not lines:
+        raise ValueError(f"{path}: the file is empty; write at least one problem into it")
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Row]]:
+    """The JSON objects of a JSONL file with their line numbers, from 1; blank lines are passed by.
+
+    ValueError for a file that cannot be read and for a line that is no JSON object in UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, parse_object(line, f"{path}:{number}")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; give the path of a JSONL file") from error
+
+
+def to_problem(row: Row, *, where: str, verifiers: Collection[str] | None = None) -> Problem:
+    """A checked problem from one row; `where` (FILE:LINE) begins each message."""
+    for name in REQUIRED:
+        if name not in row:
+            raise ValueError(f'{where}: the key "{name}" is missing; a row needs {_list(REQUIRED)}')
+    for name in row:
+        if name not in REQUIRED + OPTIONAL:
+            raise ValueError(f'{where}: unknown key "{name}"; {nearest(name, REQUIRED + OPTIONAL)}')
+    for name, kind in (("id", str), ("verifier", str), ("source", str), ("meta", dict)):
+        if name in row and not isinstance(row[name], kind):
+            _wrong(where, f'"{name}"', row[name], {str: "a text", dict: "an object"}[kind])
+    for name in ("id", "verifier"):
+        if not row[name]:
+            raise ValueError(f'{where}: "{name}" is empty; give it a text')
+    verifier = row["verifier"]
+    is_import = re.fullmatch(r"[\w.]+:\w+", verifier) is not None
+    if verifiers is not None and verifier not in verifiers and not is_import:
+        cure = nearest(verifier, sorted(verifiers))
+        raise ValueError(f'{where}: unknown verifier "{verifier}"; {cure} (or "module:function")')
+    if verifier in ANSWER_SHAPES:
+        ANSWER_SHAPES[verifier](row["answer"], where)
+    return Problem(
+        id=row["id"],
+        prompt=_prompt(row["prompt"], where),
+        verifier=verifier,
+        answer=row["answer"],
+        source=row.get("source", ""),
+        meta=row.get("meta", {}),
+    )
+
+
+def to_row(problem: Problem) -> Row:
+    """The JSON object of a problem, with every key."""
+    prompt = problem.prompt
+    return {
+        "id": problem.id,
+        "prompt": prompt if isinstance(prompt, str) else [dict(message) for message in prompt],
+        "verifier": problem.verifier,
+        "answer": problem.answer,
+        "source": problem.source,
+        "meta": dict(problem.meta),
+    }
+
+
+def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) -> int:
+    """Writes a problem file and returns the number of problems: wholly, or it is as it was."""
+    count = 0
+    with written_aside(path) as file:
+        for problem in problems:
+            file.write(to_line(problem))
+            count += 1
+    return count
+
+
+def to_line(problem: Problem) -> bytes:
+    """The line of a problem in a file, line end included."""
+    return json.dumps(to_row(problem), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def problems_hash(problems: Iterable[Problem]) -> str:
+    """32 hex digits that change with every field of every problem and with their order."""
+    total = blake2b(digest_size=16)
+    for problem in problems:
+        total.update(canonical(to_row(problem)) + b"\n")
+    return total.hexdigest()
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys, without spaces, in ASCII: equal values, equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that stand for a text where many are remembered."""
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def prompt_key(prompt: str | Collection[Message]) -> bytes:
+    """What two prompts share if they read alike: text and roles, whatever the white space."""
+    if isinstance(prompt, str):
+        prompt = ({"role": "user", "content": prompt},)
+    words = [[message["role"], *message["content"].split()] for message in prompt]
+    return blake2b(canonical(words), digest_size=16).digest()
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The cure for a wrong name: the right ones, the nearest first; of many only near ones."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    if len(known) <= 12:
+        return (f'did you mean "{close[0]}"? ' if close else "") + f"known: {_list(known)}"
+    return f"near to it: {_list(close)}" if close else f"{len(known)} are known, none is near to it"
+
+
+@contextmanager
+def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` when the block ends well, and is removed if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _text_or_texts(answer: object, where: str) -> None:
+    """The answer of `math` and `exact`: a text, or a list of accepted texts."""
+    texts = answer if isinstance(answer, list) else [answer]
+    if not texts:
+        raise ValueError(f'{where}: "answer" is an empty list; give at least one accepted text')
+    for text in texts:
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            cure = f'write it as a text, "{text}"'
+            raise ValueError(f'{where}: "answer" holds the number {text}; {cure}')
+        if not isinstance(text, str):
+            _wrong(where, '"answer"', answer, "a text or a list of texts")
+        if not text.strip():
+            raise ValueError(f'{where}: "answer" holds an empty text; give the right answer')
+
+
+def _code(answer: object, where: str) -> None:
+    """The answer of `code`: tests by stdin, by calls, or as assert statements."""
+    kinds = {"stdin": ("tests",), "call": ("name", "tests"), "assert": ("code",)}
+    limits = ("time_limit_s", "memory_limit_mb")
+    if not isinstance(answer, dict):
+        _wrong(where, '"answer"', answer, f'an object with a "kind" of {_list(kinds)}')
+    kind = answer.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        _wrong(where, '"answer.kind"', kind, f"one of {_list(kinds)}")
+    known = ("kind", *kinds[kind], *limits)
+    for name in kinds[kind]:
+        if name not in answer:
+            raise ValueError(f'{where}: "answer.{name}" is missing; kind "{kind}" needs it')
+    for name in answer:
+        if name not in known:
+            raise ValueError(f'{where}: unknown key "answer.{name}"; {nearest(name, known)}')
+    for name in ("name", "code"):
+        if name in answer and not (isinstance(answer[name], str) and answer[name].strip()):
+            _wrong(where, f'"answer.{name}"', answer[name], "a text")
+    for name in limits:
+        limit = answer.get(name, 1)
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
+            _wrong(where, f'"answer.{name}"', limit, "a number above 0")
+    if "tests" in answer:
+        _tests(answer["tests"], kind, where)
+
+
+def _tests(tests: object, kind: str, where: str) -> None:
+    if not isinstance(tests, list) or not tests:
+        _wrong(where, '"answer.tests"', tests, "a list of at least one test")
+    for number, test in enumerate(tests):
+        name = f'"answer.tests[{number}]"'
+        if not isinstance(test, dict) or set(test) != {"input", "output"}:
+            _wrong(where, name, test, 'an object with just "input" and "output"')
+        if kind == "stdin" and not (
+            isinstance(test["input"], str) and isinstance(test["output"], str)
+        ):
+            _wrong(where, name, test, "two texts, what the program reads and what it writes")
+        if kind == "call" and not isinstance(test["input"], list):
+            _wrong(where, name, test, 'an "input" that is the list of arguments')
+
+
+def _reasoning_gym(answer: object, where: str) -> None:
+    """The answer of `reasoning_gym`: the name of the task and the entry that the task made."""
+    if (
+        not isinstance(answer, dict)
+        or set(answer) != {"task", "entry"}
+        or not isinstance(answer["task"], str)
+        or not isinstance(answer["entry"], dict)
+    ):
+        _wrong(where, '"answer"', answer, 'an object with "task" (a text) and "entry" (an object)')
+
+
+ANSWER_SHAPES: dict[str, Callable[[object, str], None]] = {
+    "math": _text_or_texts,
+    "exact": _text_or_texts,
+    "code": _code,
+    "reasoning_gym": _reasoning_gym,
+}
+"""What the answer of each verifier must look like. Another verifier's answer is any JSON value."""
+
+
+def _prompt(prompt: object, where: str) -> str | tuple[Message, ...]:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError(f'{where}: "prompt" is empty; write the question into it')
+        return prompt
+    if not isinstance(prompt, list) or not prompt:
+        _wrong(where, '"prompt"', prompt, "a text or a list of chat messages")
+    for number, message in enumerate(prompt):
+        if (
+            not isinstance(message, dict)
+            or set(message) != {"role", "content"}
+            or not all(isinstance(value, str) for value in message.values())
+        ):
+            wanted = 'an object with just "role" and "content", both texts'
+            _wrong(where, f'"prompt[{number}]"', message, wanted)
+    return tuple(prompt)
+
+
+def parse_object(line: bytes, where: str) -> Row:
+    """The JSON object in a line. ValueError, beginning with `where`, if there is none."""
+    try:
+        row = json.loads(line.decode(), parse_constant=refuse_constant)
+        if b"\\u" in line:
+            # An escaped half of a surrogate pair is JSON, but no text: it would fail later.
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text ({error}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        fact = f"malformed JSON, {error.msg} at column {error.colno}"
+        raise ValueError(f"{where}: {fact}; write one JSON object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where}: malformed JSON, {error}; write one JSON object a line"
+        ) from error
+    if not isinstance(row, dict):
+        _wrong(where, "the row", row, "a JSON object")
+    return row
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """For json's `parse_constant`: NaN and Infinity are Python's idea, not JSON's."""
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _wrong(where: str, name: str, value: object, wanted: str) -> NoReturn:
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    raise ValueError(f"{where}: {name} is {shown}; make it {wanted}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,88 @@
+"""The few verbs that the loop calls, and the records that they take.
+
+`LocalEngine` is one implementation; a cluster is another. Where tensors live, how many processes
+there are and what samples is nobody's business above this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from archer.algo.batch import TokenBatch
+from archer.types import Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. Temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens are drawn from less than the whole distribution."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A rendered prompt and one name per completion that is wanted of it.
+
+    A name such as `("train", seed, step, "sum-17", sample)` decides every random draw of its
+    completion; nothing else does.
+
+    Example:
+        Request(prompt_ids=[7, 8, 9], in_thought=False, names=(("train", 0, 1, "sum-1", 0),))
+    """
+
+    prompt_ids: Int32[np.ndarray, " prompt"]
+    in_thought: bool
+    names: tuple[tuple[str | int, ...], ...]
+
+
+class Sample(NamedTuple):
+    """A finished completion: which request, which of its names, and the completion."""
+
+    request: int
+    number: int
+    completion: Completion
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What the loop needs of whatever holds the tensors."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        """Yields each completion when it is finished; all of one call are one unit of work."""
+        ...
+
+    def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
+        """Fills `old_logp` and `old_entropy`, and `ref_logp`, from the present weights."""
+        ...
+
+    def update(self, minibatch: TokenBatch, *, lr: float) -> Mapping[str, tuple[float, float]]:
+        """One optimizer step; returns tallies (sum, count) that can be added and divided."""
+        ...
+
+    def publish(self) -> int:
+        """Makes the sampler serve the learner's weights; returns the new policy version."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes weights and optimizer state into a folder that exists."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,101 @@
+"""Names in a recipe become functions here, and the knobs beside a name are checked against it.
+
+A choice is a name from a table that a reader can see (`LOSSES`, `ADVANTAGES`, `PICKS`), or
+`module:function` for one of the user's own. A function's keyword-only arguments are its knobs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from archer.algo.advantage import ADVANTAGES, Advantage
+from archer.algo.losses import LOSSES, PICKS, Pick
+from archer.algo.objective import Objective
+from archer.config import AdvantageConfig, Config, LossConfig
+
+GIVEN = ("pick", "greedy_rewards")
+"""Keyword arguments that the loop fills in; they are no knobs."""
+
+
+def choose_objective(config: Config) -> Objective:
+    """The objective of a recipe. ValueError for an unknown loss or knob, with the nearest one."""
+    loss = find(config.loss.name, LOSSES, "loss.name")
+    pick = PICKS.get(config.loss.name)
+    knobs = extra_knobs(config.loss)
+    known = knob_names(loss) + (knob_names(pick) if pick else [])
+    check_knobs(knobs, known, f"loss {config.loss.name}", "loss")
+    return Objective(
+        loss=loss,
+        knobs={name: value for name, value in knobs.items() if name in knob_names(loss)},
+        kl=config.kl.estimator,
+        kl_knowledge=config.kl.knowledge,
+        kl_reasoning=config.kl.reasoning,
+        quantile=config.kl.quantile,
+        entropy_coefficient=config.entropy.coefficient,
+        recompute_partition=config.update.recompute_partition,
+    )
+
+
+def choose_pick(config: Config) -> Callable[..., Any] | None:
+    """The function that picks tokens for the recipe's loss, knobs filled in; None for most."""
+    pick: Pick | None = PICKS.get(config.loss.name)
+    if pick is None:
+        return None
+    known = knob_names(pick)
+    return partial(pick, **{k: v for k, v in extra_knobs(config.loss).items() if k in known})
+
+
+def choose_advantage(config: Config) -> Advantage:
+    """The advantage of a recipe, its knobs filled in."""
+    advantage = find(config.advantage.name, ADVANTAGES, "advantage.name")
+    knobs = extra_knobs(config.advantage)
+    check_knobs(knobs, knob_names(advantage), f"advantage {config.advantage.name}", "advantage")
+    return partial(advantage, **knobs) if knobs else advantage
+
+
+def needs_greedy(advantage: Callable[..., Any]) -> bool:
+    """Whether an advantage compares with the reward of the greedy answer (remax)."""
+    return "greedy_rewards" in inspect.signature(advantage).parameters
+
+
+def find(name: str, table: Mapping[str, Callable[..., Any]], knob: str) -> Callable[..., Any]:
+    """The function of that name in the table, or the user's own by `module:function`."""
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]}?" if near else "or module:function for one of your own"
+        raise ValueError(f"{knob} = '{name}' is unknown; {hint} (known: {', '.join(table)})")
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{knob} = '{name}' cannot be imported: {error}") from None
+    if not callable(function):
+        raise ValueError(f"{knob} = '{name}' is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def extra_knobs(section: LossConfig | AdvantageConfig) -> dict[str, Any]:
+    return dict(section.model_extra or {})
+
+
+def knob_names(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN]
+
+
+def check_knobs(knobs: Mapping[str, Any], known: list[str], what: str, section: str) -> None:
+    for name, value in knobs.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {section}.{near[0]}? " if near else ""
+            listed = ", ".join(known) or "none"
+            raise ValueError(f"{what} has no knob '{name}'; {hint}(its knobs: {listed})")
+        if isinstance(value, str | list | dict):
+            raise ValueError(f"{section}.{name} = {value!r} is not a number; give one")

@@ -1,0 +1,220 @@
+"""The learner: log-probs and entropies of packed sequences, and optimizer steps on them.
+
+One class for every engine. It knows nothing of problems, rewards or files. What memory knobs change
+is how many sequences share a forward pass; the gradient is the same, because every token carries
+its share of the mini-batch's mean before micro-batches are cut.
+
+The model is computed in its own dtype. Where that is bfloat16, float32 masters are kept beside it,
+gradients are added up in float32, and the optimizer moves the masters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from archer.algo.batch import TokenBatch, microbatches, take
+from archer.algo.objective import Objective, Tallies, add_tallies, token_gradients
+from archer.model.logprobs import FusedHead
+from archer.model.packing import pack
+
+
+class NonFiniteGradients(RuntimeError):
+    """Too many optimizer steps in a row had a gradient that is not a number."""
+
+
+class Learner:
+    """Scores and updates a Hugging Face causal LM with a `FusedHead` and packed attention."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        *,
+        temperature: float,
+        microbatch_tokens: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        max_skipped: int = 3,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        assert isinstance(model.lm_head, FusedHead), "the learner needs the fused head"
+        self.model = model
+        self.objective = objective
+        self.temperature = temperature
+        self.microbatch_tokens = microbatch_tokens
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        self.skipped_in_a_row = 0
+        if checkpoint_activations:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train(checkpoint_activations)  # no dropout anywhere: only recomputing reads this
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters = {name: _master(p) for name, p in self.weights.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.masters.values(), lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
+        )
+
+    def log_probs(self, batch: TokenBatch) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+        """Log-prob and entropy of every token at the training temperature, with their graph."""
+        return log_probs(self.model, batch, self.temperature)
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+        """The same as plain values, micro-batch by micro-batch, in the batch's own order."""
+        return score(self.model, batch, self.temperature, self.microbatch_tokens)
+
+    def update(
+        self, minibatch: TokenBatch, *, lr: float, entropy_coefficient: float | None = None
+    ) -> Tallies:
+        """One optimizer step. Returns tallies of the objective, the gradient norm and skips.
+
+        A gradient that is not finite changes nothing: the step is skipped and counted.
+        Raises NonFiniteGradients when that happens `max_skipped` times in a row.
+        """
+        objective = self.objective
+        if entropy_coefficient is not None:
+            objective = replace(objective, entropy_coefficient=entropy_coefficient)
+        parts, trained = [], 0
+        needed = torch.nonzero(_needs_gradient(minibatch, objective)).flatten()
+        for rows in microbatches(minibatch, max_tokens=self.microbatch_tokens, rows=needed):
+            part = take(minibatch, rows)
+            parts.append(self._backward(part, objective))
+            trained += len(part.tokens)
+        norm = self._gather_gradients()
+        finite = bool(torch.isfinite(norm))
+        if finite and parts:
+            self._step(lr, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise NonFiniteGradients(
+                f"the gradient was not finite {self.skipped_in_a_row} times in a row: lower "
+                "update.learning_rate, or look at the last rollouts of the run"
+            )
+        own: Tallies = {
+            "grad_norm": (float(norm), 1.0) if finite else (0.0, 0.0),
+            "updates/skipped": (float(not finite), 1.0),
+            "tokens/trained": (float(trained), 1.0),
+        }
+        return add_tallies([*parts, own])
+
+    def _backward(self, part: TokenBatch, objective: Objective) -> Tallies:
+        device = next(iter(self.weights.values())).device
+        part = part.to(device)
+        logp, entropy = self.log_probs(part)
+        found = token_gradients(objective, logp.detach(), entropy.detach(), part)
+        if found.d_entropy is None:
+            torch.autograd.backward([logp], [found.d_logp])
+        else:
+            torch.autograd.backward([logp, entropy], [found.d_logp, found.d_entropy])
+        for name, master in self.masters.items():
+            weight = self.weights[name]
+            if master is not weight and weight.grad is not None:
+                gradient = weight.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                weight.grad = None
+        return found.tallies
+
+    def _gather_gradients(self) -> Tensor:
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        return nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+    def _step(self, lr: float, norm: Tensor) -> None:
+        nn.utils.clip_grads_with_norm_(self.masters.values(), self.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                if master is not self.weights[name]:
+                    self.weights[name].copy_(master)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int]]:
+        """Master weights, optimizer moments by name, and counters: all that a resume needs."""
+        moments = {}
+        for name, master in self.masters.items():
+            for key, value in self.optimizer.state.get(master, {}).items():
+                moments[f"{name}.{key}"] = value
+        return dict(self.masters), moments, {"skipped_in_a_row": self.skipped_in_a_row}
+
+    @torch.no_grad()
+    def load_state(
+        self,
+        weights: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+        counters: Mapping[str, int],
+    ) -> None:
+        """Takes back what `state` gave. ValueError when the names or shapes are another model's."""
+        for name, master in self.masters.items():
+            if name not in weights or weights[name].shape != master.shape:
+                raise ValueError(f"the checkpoint has no weight {name} of shape {list(master.shape)}")
+            master.copy_(weights[name])
+            if master is not self.weights[name]:
+                self.weights[name].copy_(master)
+            own = {k: moments[f"{name}.{k}"] for k in _MOMENTS if f"{name}.{k}" in moments}
+            if own:
+                self.optimizer.state[master] = {
+                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                    for key, value in own.items()
+                }
+        self.skipped_in_a_row = counters["skipped_in_a_row"]
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def log_probs(
+    model: Any, batch: TokenBatch, temperature: float
+) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+    """One forward pass over a whole batch: log-prob and entropy of its completion tokens."""
+    packed = pack(
+        batch.prompt_tokens, batch.prompt_lengths, batch.prompt_index, batch.tokens, batch.lengths
+    )
+    with model.lm_head.scoring(batch.tokens, temperature):
+        scores = model(
+            input_ids=packed.input_ids[None],
+            position_ids=packed.position_ids[None],
+            context=packed,
+            use_cache=False,
+            logits_to_keep=packed.predict,
+        ).logits
+    return scores[0, :, 0], scores[0, :, 1]
+
+
+@torch.no_grad()
+def score(
+    model: Any, batch: TokenBatch, temperature: float, microbatch_tokens: int
+) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+    """Log-prob and entropy of every token as plain values on the CPU, in the batch's order."""
+    device = next(model.parameters()).device
+    per_sequence: dict[int, tuple[Tensor, Tensor]] = {}
+    for rows in microbatches(batch, max_tokens=microbatch_tokens):
+        part = take(batch, rows)
+        values = [v.cpu() for v in log_probs(model, part.to(device), temperature)]
+        split = (value.split(part.lengths.tolist()) for value in values)
+        per_sequence.update(zip(rows, zip(*split, strict=True), strict=True))
+    ordered = [per_sequence[row] for row in range(len(batch.lengths))]
+    return torch.cat([logp for logp, _ in ordered]), torch.cat([entropy for _, entropy in ordered])
+
+
+def _needs_gradient(batch: TokenBatch, objective: Objective) -> Bool[Tensor, "B"]:
+    """Sequences whose gradient is not known to be zero: skipping the others changes nothing."""
+    if objective.uses_reference or objective.entropy_coefficient:
+        return batch.counted
+    moved = torch.zeros(len(batch.lengths)).index_add_(
+        0, batch.sequence_ids, batch.advantages.abs()
+    )
+    return batch.counted & (moved > 0)
+
+
+def _master(weight: nn.Parameter) -> nn.Parameter:
+    if weight.dtype == torch.float32:
+        return weight
+    return nn.Parameter(weight.detach().float())

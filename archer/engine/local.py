@@ -1,0 +1,111 @@
+"""Everything in one process: learner and sampler share one set of weights.
+
+So publishing costs nothing, and what is sampled from is what is trained, to the last bit of the
+weights. A reference model is held only where the recipe has a KL term.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from archer.algo.batch import TokenBatch
+from archer.algo.objective import Objective, Tallies
+from archer.config import Config
+from archer.engine.base import Request, Sample, Sampling
+from archer.engine.learner import Learner, score
+from archer.engine.sampler import Sampler
+from archer.model.load import stop_token_ids
+from archer.model.logprobs import fuse_head
+from archer.model.packing import use_packed_attention
+
+WEIGHTS, MOMENTS, COUNTERS = "weights.safetensors", "optimizer.safetensors", "engine.json"
+
+
+class LocalEngine:
+    """The verbs of `archer.engine.base.Engine`, in this process, on one device."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: Config, objective: Objective) -> None:
+        use_packed_attention(model)
+        fuse_head(model)
+        self.model = model
+        self.reference: Any = None
+        if objective.uses_reference:
+            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+        self.learner = Learner(
+            model,
+            objective,
+            temperature=config.rollout.temperature,
+            microbatch_tokens=config.update.microbatch_tokens,
+            betas=config.update.betas,
+            weight_decay=config.update.weight_decay,
+            max_grad_norm=config.update.max_grad_norm,
+            max_skipped=config.update.max_skipped,
+            checkpoint_activations=config.model.checkpoint_activations,
+        )
+        self.sampler = Sampler(
+            model,
+            tokenizer,
+            stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+            cache_tokens=config.rollout.cache_tokens,
+        )
+        self.policy_version = 0
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        return self.sampler.generate(requests, sampling, policy_version=self.policy_version)
+
+    def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
+        if old:
+            logp, entropy = self.learner.score(batch)
+            batch = replace(batch, old_logp=logp, old_entropy=entropy)
+        if reference:
+            assert self.reference is not None, "no KL term, no reference"
+            learner = self.learner
+            logp, _ = score(
+                self.reference, batch, learner.temperature, learner.microbatch_tokens
+            )
+            batch = replace(batch, ref_logp=logp)
+        return batch
+
+    def update(
+        self, minibatch: TokenBatch, *, lr: float, entropy_coefficient: float | None = None
+    ) -> Tallies:
+        return self.learner.update(minibatch, lr=lr, entropy_coefficient=entropy_coefficient)
+
+    def publish(self) -> int:
+        self.policy_version += 1
+        return self.policy_version
+
+    def save(self, folder: Path) -> None:
+        weights, moments, counters = self.learner.state()
+        _save(weights, folder / WEIGHTS)
+        _save(moments, folder / MOMENTS)
+        state = {**counters, "policy_version": self.policy_version}
+        (folder / COUNTERS).write_text(json.dumps(state) + "\n")
+
+    def load(self, folder: Path) -> None:
+        state = json.loads((folder / COUNTERS).read_text())
+        self.learner.load_state(load_file(folder / WEIGHTS), load_file(folder / MOMENTS), state)
+        self.policy_version = state["policy_version"]
+
+    def close(self) -> None:
+        """Nothing outlives the process that holds this engine."""
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. ValueError when CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("model.device = cuda, but torch sees no CUDA GPU: use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

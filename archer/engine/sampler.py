@@ -1,0 +1,298 @@
+"""Sampling in process: one key-value cache, finished rows leave and new ones enter.
+
+The sampler goes through the model's own modules, so what it samples from is what is trained. A
+prompt is prefilled once for all of its completions. The unit of work is one call: the requests of
+one call and the size of the cache decide which rows share a forward pass, and nothing else does,
+neither time nor chance; so the same call gives the same numbers to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from archer.engine.base import Request, Sample, Sampling
+from archer.model.draw import draw
+from archer.model.packing import Packed, pack
+from archer.randomness import uniforms
+from archer.types import Completion, StopReason
+
+REFILL_SHARE = 4
+"""New rows enter once this fraction (1/4) of the places is free, so that prefills are batched."""
+
+KV = tuple[Float[Tensor, "slots K L D"], Float[Tensor, "slots K L D"]]
+
+
+@dataclass(slots=True, eq=False)
+class _Cache:
+    """Keys and values of the rows in flight, layer by layer; row i of a step lies in slot i."""
+
+    layers: list[KV]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for states in self.layers:
+            for tensor in states:
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+
+@dataclass(slots=True, eq=False)
+class _Prefill:
+    """Attention of a prefill: packed, and every layer's keys and values are kept."""
+
+    packed: Packed
+    states: list[tuple[Tensor, Tensor]]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        assert layer == len(self.states), "layers are prefilled in their order"
+        self.states.append((key.transpose(0, 1), value.transpose(0, 1)))
+        return self.packed.attend(layer, query, key, value, scale)
+
+
+@dataclass(slots=True, eq=False)
+class _Decode:
+    """Attention of one new token a row to all that its slot holds."""
+
+    cache: _Cache
+    rows: Int[Tensor, "n"]
+    positions: Int[Tensor, "n"]
+    longest: int
+    mask: Tensor
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        n, heads, width = query.shape
+        keys, values = self.cache.layers[layer]
+        keys[self.rows, :, self.positions] = key
+        values[self.rows, :, self.positions] = value
+        # All query heads that share a key head are queries of it: no key is ever copied.
+        grouped = query.reshape(n, keys.shape[1], -1, width)
+        attended = F.scaled_dot_product_attention(
+            grouped,
+            keys[:n, :, : self.longest],
+            values[:n, :, : self.longest],
+            attn_mask=self.mask.expand(n, 1, grouped.shape[2], self.longest),
+            scale=scale,
+        )
+        return attended.reshape(n, heads, width)
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A completion in the making."""
+
+    request: int
+    number: int
+    prompt_length: int
+    uniforms: np.ndarray
+    tokens: list[int]
+    logps: list[float]
+    entropies: list[float]
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys and values lie in the cache once the newest token has been fed."""
+        return self.prompt_length + len(self.tokens)
+
+
+class Sampler:
+    """Draws completions from a Hugging Face causal LM that uses `archer.model.packing`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop_token_ids: Sequence[int],
+        cache_tokens: int,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop_token_ids = frozenset(stop_token_ids)
+        self.cache_tokens = cache_tokens
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
+    ) -> Iterator[Sample]:
+        """Yields completions as they finish.
+
+        At most `cache_tokens` tokens are in flight, counted at full length; at least one row is.
+        """
+        if not requests:
+            return
+        device = next(self.model.parameters()).device
+        capacity = max(len(r.prompt_ids) for r in requests) + sampling.max_tokens
+        waiting = [(i, j) for i, r in enumerate(requests) for j in range(len(r.names))]
+        num_slots = max(1, min(len(waiting), self.cache_tokens // capacity))
+        cache = self._new_cache(num_slots, capacity, device)
+        prompts: dict[int, tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
+        rows: list[_Row] = []
+        waiting.reverse()
+        while rows or waiting:
+            free = num_slots - len(rows)
+            logits: list[Tensor] = []
+            if waiting and (not rows or free >= max(1, num_slots // REFILL_SHARE)):
+                entering = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                logits.append(self._admit(entering, requests, sampling, prompts, rows, cache))
+            fed = len(rows) - sum(map(len, logits))
+            if fed:
+                logits.insert(0, self._step(rows[:fed], cache, device))
+            self._extend(rows, torch.cat(logits) if len(logits) > 1 else logits[0], sampling)
+            yield from self._retire(rows, requests, sampling, policy_version, cache)
+
+    def _new_cache(self, slots: int, capacity: int, device: torch.device) -> _Cache:
+        config = self.model.config
+        heads = config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        dtype = next(self.model.parameters()).dtype
+        shape = (slots, heads, capacity, width)
+        return _Cache(
+            [
+                (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+
+    @torch.inference_mode()
+    def _admit(
+        self,
+        entering: list[tuple[int, int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        prompts: dict[int, tuple[list[tuple[Tensor, Tensor]], Tensor]],
+        rows: list[_Row],
+        cache: _Cache,
+    ) -> Float[Tensor, "n V"]:
+        """Puts new rows behind the present ones; returns the logits of their first tokens."""
+        new = sorted({i for i, _ in entering} - prompts.keys())
+        if new:
+            prompts.update(self._prefill(new, requests))
+        for i, j in entering:
+            slot, length = len(rows), len(requests[i].prompt_ids)
+            for (keys, values), (prompt_keys, prompt_values) in zip(
+                cache.layers, prompts[i][0], strict=True
+            ):
+                keys[slot, :, :length] = prompt_keys
+                values[slot, :, :length] = prompt_values
+            draws = uniforms(sampling.max_tokens, "sample", *requests[i].names[j])
+            rows.append(_Row(i, j, length, draws, [], [], []))
+        first = torch.stack([prompts[i][1] for i, _ in entering])
+        last = entering[-1]
+        for i in [i for i in prompts if i < last[0] or last[1] + 1 == len(requests[i].names)]:
+            del prompts[i]
+        return first
+
+    def _prefill(
+        self, new: list[int], requests: Sequence[Request]
+    ) -> dict[int, tuple[list[tuple[Tensor, Tensor]], Tensor]]:
+        """Keys, values (layer by layer, [K, length, D]) and last logits of each new prompt."""
+        device = next(self.model.parameters()).device
+        ids = [torch.from_numpy(requests[i].prompt_ids.astype(np.int64)) for i in new]
+        packed = pack(torch.cat(ids).to(device), torch.tensor([len(p) for p in ids]))
+        context = _Prefill(packed, [])
+        logits = self.model(
+            input_ids=packed.input_ids[None],
+            position_ids=packed.position_ids[None],
+            context=context,
+            use_cache=False,
+            logits_to_keep=packed.predict,
+        ).logits[0]
+        found = {}
+        start = 0
+        for line, (i, prompt) in enumerate(zip(new, ids, strict=True)):
+            span = slice(start, start + len(prompt))
+            found[i] = ([(k[:, span], v[:, span]) for k, v in context.states], logits[line])
+            start += len(prompt)
+        return found
+
+    @torch.inference_mode()
+    def _step(self, rows: list[_Row], cache: _Cache, device: torch.device) -> Float[Tensor, "n V"]:
+        """Feeds each row its newest token; returns the logits of the next one."""
+        positions = torch.tensor([row.length - 1 for row in rows], device=device)
+        longest = max(row.length for row in rows)
+        seen = torch.arange(longest, device=device)[None, :] <= positions[:, None]
+        context = _Decode(
+            cache=cache,
+            rows=torch.arange(len(rows), device=device),
+            positions=positions,
+            longest=longest,
+            mask=seen[:, None, None, :],
+        )
+        tokens = torch.tensor([row.tokens[-1] for row in rows], device=device)
+        return self.model(  # type: ignore[no-any-return]
+            input_ids=tokens[None], position_ids=positions[None], context=context, use_cache=False
+        ).logits[0]
+
+    @torch.inference_mode()
+    def _extend(self, rows: list[_Row], logits: Float[Tensor, "n V"], sampling: Sampling) -> None:
+        numbers = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
+        drawn = draw(
+            logits,
+            numbers.to(logits.device),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+        columns = zip(rows, *(column.tolist() for column in drawn), strict=True)
+        for row, token, logp, entropy in columns:
+            row.tokens.append(token)
+            row.logps.append(logp)
+            row.entropies.append(entropy)
+
+    def _retire(
+        self,
+        rows: list[_Row],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        policy_version: int,
+        cache: _Cache,
+    ) -> Iterator[Sample]:
+        """Takes finished rows out; the last row moves into the place of each."""
+        slot = 0
+        while slot < len(rows):
+            row = rows[slot]
+            finished = self._finished(row, sampling)
+            if finished is None:
+                slot += 1
+                continue
+            last = rows.pop()
+            if last is not row:
+                cache.move(len(rows), slot, last.length)
+                rows[slot] = last
+            reason, text = finished
+            request = requests[row.request]
+            completion = Completion(
+                prompt_ids=request.prompt_ids,
+                token_ids=np.array(row.tokens, dtype=np.int32),
+                logps=np.array(row.logps, dtype=np.float32),
+                entropies=np.array(row.entropies, dtype=np.float32),
+                policy_version=policy_version,
+                stop=reason,
+                in_thought=request.in_thought,
+                text=text,
+            )
+            yield Sample(row.request, row.number, completion)
+
+    def _finished(self, row: _Row, sampling: Sampling) -> tuple[StopReason, str] | None:
+        """Why the row ends here, with its text; None while it goes on."""
+        if row.tokens[-1] in self.stop_token_ids:
+            return "stop", self._text(row.tokens[:-1])
+        if sampling.stop:
+            # A stop string of n characters ends within the last n tokens or the ones before it.
+            tail = self._text(row.tokens[-2 * max(map(len, sampling.stop)) :])
+            if any(string in tail for string in sampling.stop):
+                text = self._text(row.tokens)
+                ends = [text.find(string) for string in sampling.stop if string in text]
+                return "stop", text[: min(ends)] if ends else text
+        if len(row.tokens) >= sampling.max_tokens:
+            return "length", self._text(row.tokens)
+        return None
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Weights, tokenizer, prompts, packed attention, and log-prob and entropy per token."""

@@ -1,0 +1,393 @@
+"""From hidden states to the log-prob of each token and the entropy at it, without the full logits.
+
+The logits of a batch, rows times vocabulary, would be its largest tensor by far. Here they exist
+one block at a time, in a buffer that the next block uses again: the forward pass takes the softmax
+statistics from it, the backward pass makes it once more and turns it into gradients. Log-prob and
+entropy are both differentiable, and in float32 whatever the weights are stored in.
+
+`FusedHead` stands in for a model's `lm_head`, so that this happens inside the model's own forward:
+sharded training (FSDP2) gathers the head's weight only there.
+
+Left out: which rows are worth a score (the caller lets only those reach the head), vocabularies
+spread over devices, second derivatives, and models that change their logits behind the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+BLOCK_ROWS = 2048
+"""Most rows in a block: enough for the weight's gradient to be written few times."""
+
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+"""Size of a block: on CPU two should fit the last cache, on CUDA one must fill the device."""
+
+KEEP_BYTES = 512 << 20
+"""Logits that a forward pass may hold for its backward pass, which then skips a matrix product."""
+
+BARRED = -1e30
+"""Stands for a logit of -inf: its probability is 0 too, and 0 times it is 0 and not NaN."""
+
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
+"""Entries of a model's config that say that it changes its logits behind the head."""
+
+
+def fused_logprobs(
+    hidden: Float[Tensor, "R D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "R"],
+    *,
+    bias: Float[Tensor, "V"] | None = None,
+    temperature: float = 1.0,
+    keep_bytes: int = KEEP_BYTES,
+    block: tuple[int, int] | None = None,
+) -> tuple[Float[Tensor, "R"], Float[Tensor, "R"]]:
+    """Log-prob of each row's target and entropy of its distribution, in nats.
+
+    The distribution of a row is softmax((hidden @ weight.T + bias) / temperature). Both results are
+    float32 (float64 for float64 input) and differentiable in hidden, weight and bias. Rows that get
+    no gradient cost nothing in the backward pass, nor does the entropy when its gradient is zero.
+    A target outside the vocabulary gets NaN; a bias of -inf bars a token.
+
+    `keep_bytes` is memory for time: as many logits as fit are held from forward to backward.
+    `block` is the most (rows, columns of the vocabulary) computed at once, by default what suits
+    the device. Neither changes a result beyond rounding.
+    """
+    assert hidden.dtype == weight.dtype, f"{hidden.dtype} rows cannot meet a {weight.dtype} head"
+    assert temperature > 0, f"temperature {temperature} is not positive"
+    learns = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+    )
+    logp, entropy = _FusedLogprobs.apply(
+        hidden,
+        weight,
+        bias,
+        targets,
+        temperature,
+        block or _block_shape(len(hidden), len(weight), hidden.device),
+        keep_bytes if learns else 0,
+    )
+    return logp, entropy
+
+
+class FusedHead(nn.Module):
+    """A language model's head that can answer with log-probs and entropies instead of logits.
+
+    It holds the parameters of the linear layer it replaces, not copies, so tied embeddings stay
+    tied and state dicts keep their keys. Called as usual it returns logits. Under `scoring` it
+    returns two numbers a row, which the model hands through as its logits:
+
+        head = fuse_head(model)
+        with head.scoring(targets, temperature):
+            scores = model(tokens, logits_to_keep=rows, use_cache=False).logits
+        logp, entropy = scores[0].unbind(-1)
+
+    Row i of what reaches the head predicts `targets[i]`. The backward pass may come after the
+    `with` block has ended.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self._scoring: tuple[Tensor, float] | None = None
+
+    @contextmanager
+    def scoring(self, targets: Int[Tensor, "R"], temperature: float) -> Iterator[None]:
+        """Makes forward passes within the block return scores of `targets` instead of logits."""
+        assert self._scoring is None, "the head is already scoring other targets"
+        self._scoring = (targets, temperature)
+        try:
+            yield
+        finally:
+            self._scoring = None
+
+    def forward(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows out"]:
+        """Logits `[*rows, V]`; under `scoring` log-prob and entropy, `[*rows, 2]`."""
+        if self._scoring is None:
+            return functional.linear(hidden, self.weight, self.bias)
+        targets, temperature = self._scoring
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        assert len(rows) == len(targets), f"{len(rows)} rows reach the head, {len(targets)} targets"
+        scores = fused_logprobs(rows, self.weight, targets, bias=self.bias, temperature=temperature)
+        return torch.stack(scores, -1).view(*hidden.shape[:-1], 2)
+
+
+def fuse_head(model: PreTrainedModel) -> FusedHead:
+    """Replaces the model's output layer by a `FusedHead` on the same parameters, and returns it.
+
+    Do this before the model is sharded. Raises ValueError for a model whose logits are not simply
+    its output layer's, for there the scores would be changed without a word.
+    """
+    for name in LOGIT_CHANGES:
+        value = getattr(model.config, name, None)
+        if value not in (None, 1.0):
+            kind = model.config.model_type
+            raise ValueError(
+                f"{kind} models change their logits behind the head ({name} = {value}), which the "
+                "log-probs would miss; choose a model that does not, such as Qwen3 or Llama"
+            )
+    head = model.get_output_embeddings()
+    if isinstance(head, FusedHead):
+        return head
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"the output layer of {type(model).__name__} is a {type(head).__name__}, not a linear "
+            "layer; choose a causal language model"
+        )
+    fused = FusedHead(head)
+    model.set_output_embeddings(fused)
+    assert model.get_output_embeddings() is fused
+    return fused
+
+
+class _FusedLogprobs(torch.autograd.Function):
+    """The vocabulary is the outer loop: each part of the weight is read once in a pass, and its
+    gradient is finished, in float32, before the next part begins."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        block: tuple[int, int],
+        keep_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        row_cuts, parts = _cuts(len(hidden), block[0]), _cuts(len(weight), block[1])
+        memory, scratch = (_block_memory(hidden, row_cuts, parts) for _ in range(2))
+        kept = _kept_parts(hidden, parts, keep_bytes)
+        operand = _operand(hidden)
+
+        target_logits = memory.new_full((len(hidden), 1), torch.nan)
+        sums = memory.new_empty(3, len(parts), len(hidden))
+        for part, columns in enumerate(parts):
+            head = _head_part(weight, bias, columns)
+            for rows in row_cuts:
+                space = kept[part][rows] if part < len(kept) else _view(memory, rows, columns)
+                logits = _write_logits(space, operand[rows], *head, temperature)
+                index, here = _locate(targets[rows], columns)
+                target_logits[rows] = logits.gather(1, index).where(here, target_logits[rows])
+                sums[:, part, rows] = _shift_and_sum(logits, _view(scratch, rows, columns))
+
+        peak, log_total, entropy = _join(*sums)
+        log_sum = peak + log_total
+        ctx.save_for_backward(hidden, weight, bias, targets, log_sum, entropy, sums[0], *kept)
+        ctx.temperature, ctx.block = temperature, block
+        ctx.set_materialize_grads(False)
+        return target_logits[:, 0] - peak - log_total, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, logp_gradient: Tensor | None, entropy_gradient: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, log_sum, entropy, peaks, *kept = ctx.saved_tensors
+        by_logp, by_entropy = (
+            torch.zeros_like(entropy) if gradient is None else gradient / ctx.temperature
+            for gradient in (logp_gradient, entropy_gradient)
+        )
+        active = ((by_logp != 0) | (by_entropy != 0)).nonzero()[:, 0]
+        with_entropy = bool((by_entropy != 0).any())
+        operand, targets, peaks = _operand(hidden[active]), targets[active], peaks[:, active, None]
+        log_sum, entropy, by_logp, by_entropy = (
+            values[active, None] for values in (log_sum, entropy, by_logp, by_entropy)
+        )
+
+        row_cuts, parts = _cuts(len(active), ctx.block[0]), _cuts(len(weight), ctx.block[1])
+        memory = _block_memory(hidden, row_cuts, parts)
+        scratch = _block_memory(hidden, row_cuts, parts) if with_entropy else None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        d_hidden = memory.new_zeros(operand.shape)
+        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_bias = memory.new_zeros(len(weight)) if needs_bias else None
+        for part, columns in enumerate(parts):
+            head = _head_part(weight, bias, columns)
+            d_part = None if d_weight is None else d_weight[columns].to(memory.dtype)
+            for rows in row_cuts:
+                space = _view(memory, rows, columns)
+                if part < len(kept):
+                    torch.index_select(kept[part], 0, active[rows], out=space)
+                    log_probs = space.sub_(log_sum[rows] - peaks[part, rows])
+                else:
+                    _write_logits(space, operand[rows], *head, ctx.temperature)
+                    log_probs = space.sub_(log_sum[rows])
+                gradient = _to_logit_gradient(
+                    log_probs,
+                    None if scratch is None else _view(scratch, rows, columns),
+                    entropy[rows],
+                    by_logp[rows],
+                    by_entropy[rows],
+                )
+                index, here = _locate(targets[rows], columns)
+                gradient.scatter_add_(1, index, by_logp[rows].where(here, 0))
+                if d_bias is not None:
+                    d_bias[columns] += gradient.sum(0)
+                factor = gradient.to(operand.dtype)
+                if needs_hidden:
+                    _add_product(d_hidden[rows], factor, head[0])
+                if d_part is not None:
+                    _add_product(d_part, factor.t(), operand[rows])
+            if d_weight is not None and d_part is not None and d_part.dtype != d_weight.dtype:
+                d_weight[columns] = d_part
+
+        all_hidden = torch.zeros_like(hidden)
+        all_hidden[active] = d_hidden.to(hidden.dtype)
+        return all_hidden, d_weight, d_bias, None, None, None, None
+
+
+def _block_shape(rows: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """Rows in blocks of equal size, and as many columns as their memory then allows."""
+    num_cuts = max(1, -(-rows // BLOCK_ROWS))
+    block_rows = max(1, -(-rows // num_cuts))
+    columns = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // 4 // block_rows
+    return block_rows, min(vocabulary, max(64, columns // 64 * 64))
+
+
+def _cuts(length: int, size: int) -> list[slice]:
+    """`5, 2` -> `[0:2], [2:4], [4:5]`."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _width(cut: slice) -> int:
+    width: int = cut.stop - cut.start
+    return width
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _operand(tensor: Tensor) -> Tensor:
+    """A factor as matrix products take it: CUDA sums bfloat16 in float32, others need float32."""
+    return tensor if tensor.is_cuda else tensor.to(_sum_dtype(tensor))
+
+
+def _block_memory(hidden: Tensor, row_cuts: list[slice], parts: list[slice]) -> Tensor:
+    size = max(map(_width, row_cuts), default=0) * max(map(_width, parts))
+    return hidden.new_empty(size, dtype=_sum_dtype(hidden))
+
+
+def _view(memory: Tensor, rows: slice, columns: slice) -> Float[Tensor, "rows columns"]:
+    height, width = _width(rows), _width(columns)
+    return memory[: height * width].view(height, width)
+
+
+def _kept_parts(hidden: Tensor, parts: list[slice], keep_bytes: int) -> list[Tensor]:
+    """Room for the logits of the first parts of the vocabulary, as many as `keep_bytes` allow."""
+    dtype = _sum_dtype(hidden)
+    part_bytes = max(1, len(hidden) * _width(parts[0]) * dtype.itemsize)
+    return [
+        hidden.new_empty(len(hidden), _width(columns), dtype=dtype)
+        for columns in parts[: keep_bytes // part_bytes]
+    ]
+
+
+def _head_part(
+    weight: Tensor, bias: Tensor | None, columns: slice
+) -> tuple[Float[Tensor, "columns D"], Float[Tensor, "columns"] | None]:
+    weight_part = _operand(weight[columns])
+    if bias is None:
+        return weight_part, None
+    return weight_part, bias[columns].to(_sum_dtype(weight)).clamp(min=BARRED)
+
+
+def _write_logits(
+    space: Float[Tensor, "rows columns"],
+    operand: Float[Tensor, "rows D"],
+    weight: Float[Tensor, "columns D"],
+    bias: Float[Tensor, "columns"] | None,
+    temperature: float,
+) -> Float[Tensor, "rows columns"]:
+    """Fills `space` with the block's logits, divided by the temperature."""
+    if operand.dtype == space.dtype:
+        torch.mm(operand, weight.t(), out=space)
+    else:
+        torch.mm(operand, weight.t(), out_dtype=space.dtype, out=space)
+    if bias is not None:
+        space += bias
+    if temperature != 1.0:
+        space /= temperature
+    return space
+
+
+def _add_product(
+    total: Float[Tensor, "n m"], left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]
+) -> None:
+    """`total += left @ right`, summed in the type of the total."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += torch.mm(left, right, out_dtype=total.dtype)
+
+
+def _locate(
+    targets: Int[Tensor, "rows"], columns: slice
+) -> tuple[Int[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
+    """Column of each target within the block, and whether it lies there at all."""
+    index = (targets.long() - columns.start)[:, None]
+    here = (index >= 0) & (index < _width(columns))
+    return index.clamp(0, _width(columns) - 1), here
+
+
+def _shift_and_sum(
+    logits: Float[Tensor, "rows columns"], scratch: Float[Tensor, "rows columns"]
+) -> Float[Tensor, "3 rows"]:
+    """Takes each row's largest logit off the block, and sums what is left.
+
+    Returns the largest logit m, the sum of exp(y - m), and the sum of exp(y - m) (y - m).
+    """
+    peak = logits.amax(1)
+    logits -= peak[:, None]
+    weights = torch.exp(logits, out=scratch)
+    total = weights.sum(1)
+    return torch.stack([peak, total, weights.mul_(logits).sum(1)])
+
+
+def _join(
+    peaks: Float[Tensor, "parts R"],
+    totals: Float[Tensor, "parts R"],
+    moments: Float[Tensor, "parts R"],
+) -> tuple[Float[Tensor, "R"], Float[Tensor, "R"], Float[Tensor, "R"]]:
+    """The softmax statistics of rows from those of their parts.
+
+    Returns the largest logit m, the log of the sum of exp(y - m), and the entropy: that log less
+    the mean of y - m.
+    """
+    peak = peaks.amax(0)
+    shares = (peaks - peak).exp()
+    total = (shares * totals).sum(0)
+    moment = (shares * (moments + totals * (peaks - peak))).sum(0)
+    log_total = total.log()
+    return peak, log_total, log_total - moment / total
+
+
+def _to_logit_gradient(
+    log_probs: Float[Tensor, "rows columns"],
+    scratch: Float[Tensor, "rows columns"] | None,
+    entropy: Float[Tensor, "rows 1"],
+    by_logp: Float[Tensor, "rows 1"],
+    by_entropy: Float[Tensor, "rows 1"],
+) -> Float[Tensor, "rows columns"]:
+    """Turns log-probs into the loss's gradient by logits, short of the target's own share.
+
+    With p the probability of a token and H the entropy, the log-prob of the target moves by
+    1[target] - p with the token's logit, and the entropy by -p (log p + H).
+    """
+    if scratch is None:
+        return log_probs.exp_().mul_(-by_logp)
+    factor = torch.mul(log_probs, -by_entropy, out=scratch).sub_(by_logp + by_entropy * entropy)
+    return log_probs.exp_().mul_(factor)

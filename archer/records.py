@@ -1,0 +1,149 @@
+"""Judged groups as files: everything, to go on from; text, to be read; arrays, to be looked into.
+
+`save_groups` keeps every bit of a step's groups, so that a run that was killed in the update does
+not sample them again. `write_rollouts` is for people and for `archer grade`: one line a completion.
+`write_arrays` keeps per-token numbers of a few groups for pages that show them by step and group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from archer.data.problems import to_problem, to_row
+from archer.types import Completion, Group, Rollout, Verdict
+
+ARRAYS = ("token_ids", "logps", "entropies")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is complete or not there: written aside, synced, renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_groups(path: Path, groups: Sequence[Group], position: int) -> None:
+    """A step's judged groups, to the last bit, with the stream's position behind them."""
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    arrays = {
+        name: np.concatenate([getattr(completion, name) for completion in completions])
+        for name in ARRAYS
+    }
+    arrays["prompt_ids"] = np.concatenate([g.rollouts[0].completion.prompt_ids for g in groups])
+    described = {"position": position, "groups": [_describe(group) for group in groups]}
+    arrays["json"] = np.frombuffer(json.dumps(described).encode(), dtype=np.uint8)
+    with written_whole(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_groups(path: Path) -> tuple[list[Group], int]:
+    """What `save_groups` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        described = json.loads(arrays["json"].tobytes())
+        packed = {name: arrays[name] for name in (*ARRAYS, "prompt_ids")}
+    groups, at, prompt_at = [], 0, 0
+    for entry in described["groups"]:
+        prompt_ids = packed["prompt_ids"][prompt_at : prompt_at + entry["prompt_length"]]
+        prompt_at += entry["prompt_length"]
+        rollouts = []
+        for row in entry["rollouts"]:
+            span = slice(at, at + row["length"])
+            at += row["length"]
+            completion = Completion(
+                prompt_ids=prompt_ids,
+                **{name: packed[name][span] for name in ARRAYS},
+                **row["completion"],
+            )
+            verdict = Verdict(**row["verdict"])
+            rollouts.append(Rollout(completion=completion, verdict=verdict, reward=row["reward"]))
+        problem = to_problem(entry["problem"], where=str(path))
+        groups.append(Group(problem=problem, rollouts=tuple(rollouts)))
+    return groups, described["position"]
+
+
+def _describe(group: Group) -> dict[str, Any]:
+    return {
+        "problem": to_row(group.problem),
+        "prompt_length": len(group.rollouts[0].completion.prompt_ids),
+        "rollouts": [
+            {
+                "length": len(rollout.completion.token_ids),
+                "completion": {
+                    "policy_version": rollout.completion.policy_version,
+                    "stop": rollout.completion.stop,
+                    "in_thought": rollout.completion.in_thought,
+                    "text": rollout.completion.text,
+                },
+                "verdict": verdict_row(rollout.verdict),
+                "reward": rollout.reward,
+            }
+            for rollout in group.rollouts
+        ],
+    }
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "outcome": verdict.outcome,
+        "score": verdict.score,
+        "detail": verdict.detail,
+        "seconds": verdict.seconds,
+    }
+
+
+def write_rollouts(path: Path, groups: Sequence[Group], advantages: Mapping[str, list[float]]) -> None:
+    """One line a completion: the problem's row, `response`, verdict, reward, advantage, scalars.
+
+    `archer grade` reads these lines as they are. `advantages` maps a group's place ("0", "1" ...)
+    among `groups` to its rollouts' advantages; groups that did not teach are not in it.
+    """
+    with written_whole(path) as file:
+        for place, group in enumerate(groups):
+            own = advantages.get(str(place))
+            for sample, rollout in enumerate(group.rollouts):
+                completion = rollout.completion
+                line = {
+                    **to_row(group.problem),
+                    "group": place,
+                    "sample": sample,
+                    "response": completion.text,
+                    "in_thought": completion.in_thought,
+                    **verdict_row(rollout.verdict),
+                    "reward": rollout.reward,
+                    "advantage": None if own is None else own[sample],
+                    "tokens": len(completion.token_ids),
+                    "stop": completion.stop,
+                    "logp": float(completion.logps.mean()),
+                    "entropy": float(completion.entropies.mean()),
+                }
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Per-token arrays of some groups of a step, one flat array a name, with `lengths`."""
+    with written_whole(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,283 @@
+"""The run folder: what is in it, how checkpoints become complete, and how a run goes on.
+
+    config.toml            the resolved recipe
+    environment.json       versions, device, threads, data hashes
+    metrics.jsonl          one object a step
+    rollouts/step-*.jsonl  every completion with its verdict; .npz beside it: per-token arrays
+    pending/step-*.npz     judged groups of steps that no checkpoint covers yet
+    eval/step-*.json       evaluations
+    checkpoints/step-*/    weights, optimizer, state, and a manifest with a checksum of each file
+
+A checkpoint is complete or not there: it is written aside, synced, and renamed. When a run goes on,
+everything later than its newest checkpoint is cut back, except judged groups: replaying a step from
+the same weights and the same groups gives the same bits, so they are not sampled again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from archer.config import Config, changed_knobs, config_toml, load_config
+from archer.records import load_groups, save_groups, sync_folder, written_whole
+from archer.types import Group
+
+MANIFEST, STATE = "manifest.json", "state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the loop itself carries from step to step, beside the engine's tensors.
+
+    Example, after step 3 of 8 problems each:
+        State(step=3, position=24, entropy_coefficient=0.0, best_score=0.4, best_step=2)
+    """
+
+    step: int = 0
+    position: int = 0
+    """Of the problem stream: problems drawn so far."""
+    entropy_coefficient: float = 0.0
+    best_score: float | None = None
+    best_step: int | None = None
+
+
+class Run:
+    """A run folder that this process alone writes to."""
+
+    def __init__(self, folder: Path, config: Config, lock: IO[str]) -> None:
+        self.folder = folder
+        self.config = config
+        self._lock = lock
+        self._metrics: IO[str] | None = None
+
+    def path(self, kind: str, step: int, suffix: str = "") -> Path:
+        return self.folder / kind / f"step-{step:06d}{suffix}"
+
+    # ------------------------------------------------------------------ metrics and groups
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends a step's line; on disk when this returns."""
+        if self._metrics is None:
+            self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines so far; a line that a kill tore is not one."""
+        return [row for row in _lines(self.folder / "metrics.jsonl") if row is not None]
+
+    def keep_groups(self, step: int, groups: Sequence[Group], position: int) -> None:
+        """Puts a step's judged groups on disk before they are learned from."""
+        save_groups(self.path("pending", step, ".npz"), groups, position)
+
+    def kept_groups(self, step: int) -> tuple[list[Group], int] | None:
+        """A step's judged groups from before a kill, with the stream's position behind them."""
+        path = self.path("pending", step, ".npz")
+        return load_groups(path) if path.exists() else None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def checkpoint(self, state: State, save: Callable[[Path], None]) -> Path:
+        """Writes a checkpoint; `save` puts the engine's part into the folder it is given.
+
+        The old ones go only after this one is complete: the newest `checkpoint.keep` stay, and the
+        best.
+        """
+        target = self.path("checkpoints", state.step)
+        aside = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save(aside)
+        (aside / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+        names = sorted(path.name for path in aside.iterdir())
+        manifest = {"files": {name: checksum(aside / name) for name in names}}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for name in [*names, MANIFEST]:
+            _sync(aside / name)
+        sync_folder(aside)
+        if target.exists():  # left by a run that was cut back behind it
+            shutil.rmtree(target)
+        os.rename(aside, target)
+        sync_folder(target.parent)
+        self._prune(state)
+        return target
+
+    def _prune(self, state: State) -> None:
+        steps = checkpoint_steps(self.folder)
+        keep = {*steps[-self.config.checkpoint.keep :], state.best_step}
+        for step in steps:
+            if step not in keep:
+                shutil.rmtree(self.path("checkpoints", step))
+        for path in (self.folder / "pending").glob("step-*.npz"):
+            if _step_of(path) <= state.step:
+                path.unlink()
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        self._lock.close()
+
+
+def open_run(
+    folder: Path, config: Config, *, say: Callable[[str], None], fork: Path | None = None
+) -> tuple[Run, State]:
+    """Opens a run folder, new or to go on with, and says from which step.
+
+    With `fork`, the newest checkpoint of `folder` is continued in the new folder `fork`, whatever
+    knobs have changed. Raises ValueError for a folder that cannot be used, a recipe whose knobs
+    differ where they must not, and a damaged checkpoint.
+    """
+    if fork is not None:
+        _fork(folder, fork, say)
+        folder = fork
+    for name in ("rollouts", "pending", "eval", "checkpoints"):
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: cannot be written to ({error.strerror}); give another --run folder"
+            ) from None
+    lock = _lock(folder)
+    stored = folder / "config.toml"
+    if stored.exists() and fork is None:
+        free, fixed = changed_knobs(load_config(stored), config)
+        if fixed:
+            raise ValueError(
+                f"{folder} was begun with other knobs: {_differences(load_config(stored), config, fixed)}; "
+                "set them back, or continue in a new folder with --fork NEWDIR"
+            )
+        for name in free:
+            say(f"changed since the run began: {_differences(load_config(stored), config, [name])}")
+    with written_whole(stored) as file:
+        file.write(config_toml(config).encode())
+    run = Run(folder, config, lock)
+    state = _newest_state(folder)
+    _cut_back(run, state.step)
+    if state.step:
+        say(f"continuing after step {state.step} from {run.path('checkpoints', state.step)}")
+    return run, state
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run, oldest first."""
+    return sorted(_step_of(p) for p in (folder / "checkpoints").glob("step-*") if p.is_dir())
+
+
+def read_checkpoint(folder: Path) -> State:
+    """Checks every file of a checkpoint against its manifest and returns the loop's state.
+
+    Raises ValueError, naming the file and the cure, when one is missing or damaged.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        raise ValueError(
+            f"{folder}: no readable {MANIFEST}, so this is no complete checkpoint; "
+            "delete the folder to use the one before it"
+        ) from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.exists() or checksum(path) != expected:
+            fault = "does not match its checksum" if path.exists() else "is missing"
+            raise ValueError(
+                f"{path} {fault}: the checkpoint is damaged; "
+                f"delete {folder} to use the one before it"
+            )
+    return State(**json.loads((folder / STATE).read_text()))
+
+
+def checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _newest_state(folder: Path) -> State:
+    steps = checkpoint_steps(folder)
+    return read_checkpoint(folder / "checkpoints" / f"step-{steps[-1]:06d}") if steps else State()
+
+
+def _cut_back(run: Run, step: int) -> None:
+    """Removes what was written after the checkpoint of `step`, and what a kill left half done."""
+    path = run.folder / "metrics.jsonl"
+    if path.exists():
+        rows = [row for row in _lines(path) if row is not None and row["step"] <= step]
+        kept = rows if step else []
+        with written_whole(path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+    for kind in ("rollouts", "eval"):
+        for path in (run.folder / kind).glob("step-*"):
+            if _step_of(path) > step or step == 0:
+                path.unlink()
+    for path in run.folder.glob("*/.step-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _fork(source: Path, target: Path, say: Callable[[str], None]) -> None:
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"--fork {target}: the folder is not empty; name a new one")
+    steps = checkpoint_steps(source)
+    if not steps:
+        raise ValueError(f"{source} has no checkpoint to fork from; train it first")
+    checkpoint = source / "checkpoints" / f"step-{steps[-1]:06d}"
+    state = replace(read_checkpoint(checkpoint), best_score=None, best_step=None)
+    for kind in ("rollouts", "eval"):
+        (target / kind).mkdir(parents=True)
+        for path in (source / kind).glob("step-*"):
+            if _step_of(path) <= state.step:
+                shutil.copy2(path, target / kind / path.name)
+    shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
+    copied = target / "checkpoints" / checkpoint.name
+    (copied / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+    manifest = json.loads((copied / MANIFEST).read_text())
+    manifest["files"][STATE] = checksum(copied / STATE)
+    (copied / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.copy2(source / "metrics.jsonl", target / "metrics.jsonl")
+    say(f"forked {source} at step {state.step} into {target}")
+
+
+def _lock(folder: Path) -> IO[str]:
+    lock = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ValueError(
+            f"{folder} is in use by another process; wait for it, or give another --run folder"
+        ) from None
+    return lock
+
+
+def _differences(before: Config, after: Config, names: Sequence[str]) -> str:
+    from archer.config import flat
+
+    old, new = flat(before), flat(after)
+    return ", ".join(f"{name} = {old.get(name)!r} -> {new.get(name)!r}" for name in names)
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any] | None] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            rows.append(None)
+    return rows
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.split(".")[0].removeprefix("step-"))
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,193 @@
+"""From a recipe to what a command needs: problems, prompts, engine, verifiers. Checked in order of cost.
+
+Everything that can be wrong with a recipe, its data and its prompts is found before a weight is
+loaded: names of losses and knobs first, then problems, then the tokenizer and every prompt's
+length, then the shape of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from archer.config import Config, SourceConfig
+from archer.data.problems import problems_hash
+from archer.data.sources import SourceCount, SourceSpec, train_and_eval
+from archer.engine.choices import choose_advantage, choose_objective, choose_pick
+from archer.engine.local import LocalEngine, resolve_device
+from archer.model.load import load_config, load_model, load_tokenizer
+from archer.model.prompts import Renderer, RenderedPrompt
+from archer.rollout import Render
+from archer.types import Problem
+from archer.verify.pool import Verifiers, WorkerPool
+from archer.verify.verifiers import VERIFIERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """The problems of a run, rendered once, with counts of what was left out."""
+
+    train: list[Problem]
+    evaluate: list[Problem]
+    render: Render
+    prompt: dict[str, Any]
+    """How prompts were rendered: part of every result."""
+    counts: tuple[SourceCount, ...]
+    overlong_dropped: int
+    longest_prompt: int
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {
+            "train": problems_hash(self.train),
+            "evaluate": problems_hash(self.evaluate),
+        }
+
+
+def check_recipe(config: Config) -> None:
+    """Finds unknown losses, advantages and knobs. ValueError with the nearest right one."""
+    choose_objective(config)
+    choose_pick(config)
+    choose_advantage(config)
+
+
+def load_data(config: Config) -> Data:
+    """Loads and renders every problem, with the tokenizer alone.
+
+    Raises ValueError for malformed data, prompts that are too long where the recipe refuses them,
+    and a model whose context is too small for prompt and completion.
+    """
+    train, evaluate, counts = train_and_eval(
+        _specs(config.data.train), _specs(config.data.evaluate), verifiers=VERIFIERS
+    )
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
+    renderer = Renderer(
+        tokenizer,
+        system=config.prompt.system,
+        suffix=config.prompt.suffix,
+        template=config.prompt.template,
+        template_args=config.prompt.template_args,
+    )
+    render = cached_render(renderer)
+    limit = config.data.max_prompt_tokens
+    kept, dropped = [], 0
+    for problems in (train, evaluate):
+        short = [p for p in problems if len(render(p).token_ids) <= limit]
+        dropped += len(problems) - len(short)
+        kept.append(short)
+    if dropped and config.data.overlong_prompts == "refuse":
+        raise ValueError(
+            f"{dropped} of {len(train) + len(evaluate)} prompts are longer than "
+            f"data.max_prompt_tokens = {limit}: raise it, or set data.overlong_prompts = drop"
+        )
+    if not kept[0]:
+        raise ValueError(
+            f"every training prompt is longer than data.max_prompt_tokens = {limit}: raise it"
+        )
+    longest = max(len(render(p).token_ids) for problems in kept for p in problems)
+    answer = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
+    context = load_config(
+        config.model.name, revision=config.model.revision
+    ).max_position_embeddings
+    if longest + answer > context:
+        raise ValueError(
+            f"prompts of up to {longest} and completions of up to {answer} tokens need a context of "
+            f"{longest + answer}, {config.model.name} has {context}: lower rollout.max_tokens"
+        )
+    return Data(
+        train=kept[0],
+        evaluate=kept[1],
+        render=render,
+        prompt=renderer.describe(),
+        counts=counts,
+        overlong_dropped=dropped,
+        longest_prompt=longest,
+    )
+
+
+def cached_render(renderer: Renderer) -> Render:
+    """Renders each problem once, by id and source."""
+    rendered: dict[tuple[str, str], RenderedPrompt] = {}
+
+    def render(problem: Problem) -> RenderedPrompt:
+        name = (problem.source, problem.id)
+        if name not in rendered:
+            rendered[name] = renderer.render(problem.prompt)
+        return rendered[name]
+
+    return render
+
+
+def open_engine(config: Config) -> LocalEngine:
+    """Loads the weights and puts learner and sampler around them."""
+    torch.set_num_threads(num_threads(config))
+    name, revision = config.model.name, config.model.revision
+    model = load_model(
+        name,
+        dtype=config.model.dtype,
+        device=resolve_device(config.model.device),
+        revision=revision,
+    )
+    tokenizer = load_tokenizer(name, revision=revision)
+    return LocalEngine(model, tokenizer, config, choose_objective(config))
+
+
+def open_verifiers(config: Config) -> Verifiers:
+    return WorkerPool(
+        workers=config.verify.workers or num_cores(),
+        cpu_seconds=config.verify.cpu_seconds,
+        answer_pattern=config.verify.answer_pattern,
+    )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_threads(config: Config) -> int:
+    return config.model.threads or num_cores()
+
+
+def environment(config: Config, data: Data) -> dict[str, Any]:
+    """Versions, machine and data: what one wants to know of a run a year later."""
+    import numpy
+    import transformers
+
+    import archer
+
+    return {
+        "archer": archer.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": str(resolve_device(config.model.device)),
+        "threads": num_threads(config),
+        "data": {
+            "hashes": data.hashes,
+            "train": len(data.train),
+            "evaluate": len(data.evaluate),
+            "overlong_dropped": data.overlong_dropped,
+            "sources": [
+                {
+                    "part": count.part,
+                    "source": count.source,
+                    "problems": count.problems,
+                    "dropped": dict(count.dropped),
+                }
+                for count in data.counts
+            ],
+        },
+        "prompt": data.prompt,
+    }
+
+
+def _specs(sources: Sequence[SourceConfig]) -> list[SourceSpec]:
+    return [SourceSpec(**source.model_dump()) for source in sources]

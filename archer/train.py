@@ -1,0 +1,466 @@
+"""The loop: sample, judge, weigh, learn, publish; evaluate and checkpoint when due.
+
+Here stands what happens in a step and in which order. How tensors are held, how prompts are sampled
+and how files become complete stand in `engine`, `rollout` and `run`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from archer.algo.batch import TokenBatch, minibatches, take, to_batch
+from archer.algo.objective import (
+    Tallies,
+    adapt_entropy_coefficient,
+    add_tallies,
+    correction_weights,
+    pick_tokens,
+    summarise,
+)
+from archer.algo.select import group_advantages
+from archer.algo.textstats import text_tallies
+from archer.config import Config, UpdateConfig
+from archer.data.stream import ProblemStream
+from archer.engine.base import Engine, Sampling
+from archer.engine.choices import choose_advantage, choose_pick, needs_greedy
+from archer.evaluate import Evaluation, evaluate, write_evaluation
+from archer.randomness import permutation, uniforms
+from archer.records import written_whole, write_arrays, write_rollouts
+from archer.rollout import (
+    check_errors,
+    greedy_rewards,
+    sample_step,
+    select_step,
+    train_sampling,
+)
+from archer.run import Run, State, open_run
+from archer.setup import Data, check_recipe, environment, load_data, open_engine, open_verifiers
+from archer.sinks import Sink, check_sinks, open_sinks
+from archer.terminal import Terminal
+from archer.types import OUTCOMES, Group
+from archer.verify.pool import Verifiers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """How a call of `train` ended."""
+
+    folder: Path
+    state: State
+    interrupted: bool
+    """By Ctrl-C or SIGTERM; the same command continues."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds of a step by part."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, raised where a step can be left without a trace."""
+
+
+def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None = None) -> Trained:
+    """Trains until `train.steps`, from the newest checkpoint in `folder` if there is one."""
+    check_recipe(config)
+    check_sinks(config.log.sinks)
+    data = load_data(config)
+    run, state = open_run(folder, config, say=terminal.say, fork=fork)
+    with written_whole(run.folder / "environment.json") as file:
+        file.write((json.dumps(environment(config, data), indent=1) + "\n").encode())
+    terminal.say(
+        f"{len(data.train)} problems to learn from, {len(data.evaluate)} to be judged by"
+        + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
+    )
+    with (
+        closing(run),
+        closing(open_engine(config)) as engine,
+        open_verifiers(config) as verifiers,
+        _stop_requests() as stop,
+    ):
+        if state.step:
+            engine.load(run.path("checkpoints", state.step))
+        else:
+            state = replace(state, entropy_coefficient=config.entropy.coefficient)
+        recipe = config.model_dump(mode="json")
+        sinks = open_sinks(config.log.sinks, run.folder, config.log.project, state.step, recipe)
+        loop = Loop(run, config, data, engine, verifiers, terminal, sinks, stop)
+        try:
+            state = loop.until_done(state)
+        finally:
+            for sink in sinks:
+                sink.close()
+    return Trained(folder=run.folder, state=state, interrupted=stop.is_set())
+
+
+@dataclass(slots=True)
+class Loop:
+    """What the steps of one run share."""
+
+    run: Run
+    config: Config
+    data: Data
+    engine: Engine
+    verifiers: Verifiers
+    terminal: Terminal
+    sinks: Sequence[Sink]
+    stop: threading.Event
+
+    def until_done(self, state: State) -> State:
+        config, saved = self.config, state.step
+        stream = ProblemStream(self.data.train, config.train.seed)
+        if state.step == 0 and self.data.evaluate:
+            state = self._evaluate(state, {})
+        while state.step < config.train.steps and not self.stop.is_set():
+            try:
+                state = self._step(state, stream)
+            except Interrupted:
+                break
+            due = state.step % config.checkpoint.every == 0 or state.step == config.train.steps
+            if due or self.stop.is_set():
+                self._checkpoint(state)
+                saved = state.step
+        if state.step > saved:
+            self._checkpoint(state)
+        return state
+
+    def _checkpoint(self, state: State) -> None:
+        self.run.checkpoint(state, self.engine.save)
+
+    def _step(self, before: State, stream: ProblemStream) -> State:
+        config, step, clock = self.config, before.step + 1, Clock()
+        with clock.time("step"):
+            with clock.time("rollout"):
+                groups, position = self._groups(step, before.position, stream)
+            verdicts = [rollout.verdict for group in groups for rollout in group.rollouts]
+            check_errors(verdicts, config.verify.max_error_share)
+            teach, counts = select_step(groups, config.rollout)
+            tallies: Tallies = {}
+            advantages: dict[str, list[float]] = {}
+            lr = learning_rate(config.update, step, config.train.steps)
+            if teach:
+                tallies, advantages = self._learn(step, before, groups, teach, lr, clock)
+            with clock.time("publish"):
+                self.engine.publish()
+            write_rollouts(self.run.path("rollouts", step, ".jsonl"), groups, advantages)
+        state = replace(before, step=step, position=position)
+        metrics = {
+            "kl": None,
+            "grad_norm": None,
+            **summarise(tallies),
+            **step_metrics(groups),
+            **counts,
+            "updates": int(tallies.get("updates/skipped", (0, 0))[1]),
+            "updates/skipped": int(tallies.get("updates/skipped", (0, 0))[0]),
+            "tokens/trained": int(tallies.get("tokens/trained", (0, 0))[0]),
+            "lr": lr,
+            "position": position,
+            "entropy_coefficient": before.entropy_coefficient,
+            **{f"seconds/{part}": seconds for part, seconds in clock.seconds.items()},
+            **self.verifiers.ledger(),
+            "memory/peak_gb": peak_gb(),
+        }
+        if config.entropy.target is not None:
+            state = replace(
+                state,
+                entropy_coefficient=adapt_entropy_coefficient(
+                    before.entropy_coefficient,
+                    metrics["entropy"],
+                    target=config.entropy.target,
+                    delta=config.entropy.delta,
+                ),
+            )
+        due = config.eval.every and step % config.eval.every == 0
+        if self.data.evaluate and (due or step == config.train.steps):
+            state = self._evaluate(state, metrics)
+        else:
+            self._log(step, metrics)
+        return state
+
+    def _groups(
+        self, step: int, position: int, stream: ProblemStream
+    ) -> tuple[list[Group], int]:
+        """A step's judged groups: from before a kill if they are on disk, else sampled now."""
+        kept = self.run.kept_groups(step)
+        if kept is not None:
+            self.terminal.say(f"step {step}: judged groups are on disk, not sampled again")
+            return kept
+        rollout = self.config.rollout
+        with self.terminal.bar(f"step {step}", rollout.problems * rollout.samples) as advance:
+
+            def progress(done: int, tokens: int) -> None:
+                if self.stop.is_set():
+                    raise Interrupted
+                advance(done, tokens)
+
+            groups, position = sample_step(
+                self.engine,
+                self.verifiers,
+                stream,
+                self.data.render,
+                rollout,
+                seed=self.config.train.seed,
+                step=step,
+                position=position,
+                progress=progress,
+            )
+        self.run.keep_groups(step, groups, position)
+        return groups, position
+
+    def _learn(
+        self,
+        step: int,
+        state: State,
+        groups: Sequence[Group],
+        teach: Sequence[Group],
+        lr: float,
+        clock: Clock,
+    ) -> tuple[Tallies, dict[str, list[float]]]:
+        """All optimizer steps of a step; returns their tallies and the advantages by group."""
+        config, advantage = self.config, choose_advantage(self.config)
+        greedy = None
+        if needs_greedy(advantage):
+            with clock.time("rollout"):
+                greedy = greedy_rewards(
+                    self.engine, self.verifiers, teach, self.data.render, config.rollout
+                )
+        advantages = group_advantages(teach, advantage, greedy_rewards=greedy)
+        batch = to_batch(teach, advantages, mask_truncated=config.rollout.overlong.mask)
+        with clock.time("score"):
+            batch = self._score(batch)
+        with clock.time("update"):
+            tallies = [
+                self.engine.update(part, lr=lr, entropy_coefficient=state.entropy_coefficient)
+                for part in self._minibatches(batch, step)
+            ]
+        if config.log.arrays_every and step % config.log.arrays_every == 0:
+            self._keep_arrays(batch, step)
+        by_problem = {id(group.problem): own for group, own in zip(teach, advantages, strict=True)}
+        places = {
+            str(place): by_problem[id(group.problem)]
+            for place, group in enumerate(groups)
+            if id(group.problem) in by_problem
+        }
+        return add_tallies(tallies), places
+
+    def _score(self, batch: TokenBatch) -> TokenBatch:
+        """Old and reference log-probs, where something will read them."""
+        config = self.config
+        cuts = math.ceil(len(batch.prompt_lengths) / config.update.minibatch)
+        several = cuts * config.update.passes > 1
+        mismatched = config.mismatch.kind != "none"
+        old = config.update.old_logp == "score" and (several or mismatched)
+        if old or config.kl.used:
+            batch = self.engine.score(batch, old=old, reference=config.kl.used)
+        if mismatched:
+            weights = correction_weights(
+                batch.old_logp,
+                batch.sampler_logp,
+                batch.sequence_ids,
+                kind=config.mismatch.kind,
+                level=config.mismatch.level,
+                low=config.mismatch.low,
+                high=config.mismatch.high,
+            )
+            batch = replace(batch, correction=weights)
+        return batch
+
+    def _minibatches(self, batch: TokenBatch, step: int) -> Iterator[TokenBatch]:
+        """The optimizer steps' data, pass by pass, each pass in an order of its own."""
+        config, seed = self.config, self.config.train.seed
+        pick = choose_pick(config)
+        for number in range(config.update.passes):
+            order = permutation(len(batch.prompt_lengths), "pass", seed, step, number).tolist()
+            parts = minibatches(
+                batch,
+                problems=config.update.minibatch,
+                average=config.update.average,
+                constant=config.update.constant or config.rollout.max_tokens,
+                order=order,
+            )
+            for place, part in enumerate(parts):
+                if pick is not None:
+                    drawn = uniforms(len(part.tokens), "pick", seed, step, number, place)
+                    part = pick_tokens(part, pick, torch.from_numpy(drawn).float())
+                yield part
+
+    def _keep_arrays(self, batch: TokenBatch, step: int) -> None:
+        """Per-token numbers of the first groups, with log-probs from before and after the step."""
+        chosen = torch.nonzero(batch.prompt_index < self.config.log.arrays_groups).flatten()
+        part = take(batch, chosen)
+        after = self.engine.score(part, old=True, reference=False)
+        arrays = {
+            "prompt_tokens": part.prompt_tokens,
+            "prompt_lengths": part.prompt_lengths,
+            "prompt_index": part.prompt_index,
+            "token_ids": part.tokens,
+            "lengths": part.lengths,
+            "advantages": part.advantages,
+            "sampler_logp": part.sampler_logp,
+            "old_logp": part.old_logp,
+            "old_entropy": part.old_entropy,
+            "new_logp": after.old_logp,
+            "new_entropy": after.old_entropy,
+        }
+        if part.ref_logp is not None:
+            arrays["ref_logp"] = part.ref_logp
+        path = self.run.path("rollouts", step, ".npz")
+        write_arrays(path, {name: np.asarray(value) for name, value in arrays.items()})
+
+    def _evaluate(self, state: State, metrics: dict[str, Any]) -> State:
+        start = time.perf_counter()
+        found = evaluate_run(self.engine, self.verifiers, self.data, self.config, self.terminal)
+        evaluation, groups = found
+        write_evaluation(self.run.path("eval", state.step, ".json"), evaluation, groups)
+        best = state.best_score is None or evaluation.score["mean"] > state.best_score
+        if best:
+            state = replace(state, best_score=evaluation.score["mean"], best_step=state.step)
+        scores = {f"eval/{name}": value for name, value in evaluation.score.items()}
+        scores["eval/truncated"] = evaluation.truncated
+        seconds = {"seconds/eval": time.perf_counter() - start}
+        self._log(state.step, {**metrics, **scores, **seconds})
+        return state
+
+    def _log(self, step: int, metrics: dict[str, Any]) -> None:
+        self.run.log(step, metrics)
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        for sink in self.sinks:
+            sink.log(step, numbers)
+        self.terminal.say(step_line(step, self.config.train.steps, metrics))
+
+
+def evaluate_run(
+    engine: Engine, verifiers: Verifiers, data: Data, config: Config, terminal: Terminal
+) -> tuple[Evaluation, list[Group]]:
+    """The evaluation that a recipe asks for, on the weights that the sampler serves now."""
+    sampling = eval_sampling(config)
+    with terminal.bar("evaluate", len(data.evaluate) * config.eval.samples) as advance:
+        return evaluate(
+            engine,
+            verifiers,
+            data.evaluate,
+            data.render,
+            sampling,
+            samples=config.eval.samples,
+            seed=config.train.seed,
+            settings={"prompt": data.prompt, "answer_pattern": config.verify.answer_pattern},
+            progress=advance,
+        )
+
+
+def eval_sampling(config: Config) -> Sampling:
+    return replace(
+        train_sampling(config.rollout),
+        max_tokens=config.eval.max_tokens or config.rollout.max_tokens,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        top_k=0,
+        min_p=0.0,
+    )
+
+
+def learning_rate(update: UpdateConfig, step: int, steps: int) -> float:
+    """Rises over `warmup` training steps, then stays, or falls to 0 at the end of the run."""
+    if step <= update.warmup:
+        return update.learning_rate * step / update.warmup
+    done = (step - 1 - update.warmup) / max(1, steps - update.warmup)
+    if update.schedule == "cosine":
+        return update.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    if update.schedule == "linear":
+        return update.learning_rate * (1 - done)
+    return update.learning_rate
+
+
+def step_metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """What was sampled and how it was judged; errors are in no mean, and counted."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    judged = [rollout for rollout in rollouts if rollout.verdict.outcome != "error"]
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    outcomes = [rollout.verdict.outcome for rollout in rollouts]
+    entropies = np.concatenate([rollout.completion.entropies for rollout in rollouts])
+    text = summarise(text_tallies([rollout.completion.text for rollout in rollouts]))
+    return {
+        "reward/mean": _mean([rollout.reward for rollout in judged]),
+        "accuracy": _mean([rollout.verdict.score for rollout in judged]),
+        "entropy": float(entropies.mean(dtype=np.float64)),
+        "response_length/mean": _mean(lengths),
+        "response_length/max": max(lengths),
+        "truncated": _mean([rollout.completion.stop == "length" for rollout in rollouts]),
+        **text,
+        **{f"verdicts/{name}": outcomes.count(name) for name in OUTCOMES},
+        "tokens/generated": sum(lengths),
+    }
+
+
+def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
+    """A step in one line of at most 80 characters."""
+    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+    if "accuracy" in metrics:
+        parts += [
+            f"accuracy {metrics['accuracy']:.3f}",
+            f"entropy {metrics['entropy']:.2f}",
+            f"length {metrics['response_length/mean']:.1f}",
+            f"{metrics['seconds/step']:.1f} s",
+        ]
+    if "eval/mean" in metrics:
+        parts.append(
+            f"eval {metrics['eval/mean']:.3f} [{metrics['eval/low']:.3f}, {metrics['eval/high']:.3f}]"
+        )
+    return "  ".join(parts)
+
+
+def peak_gb() -> float:
+    """Most memory that this process has held, in GB (10^9 bytes); CUDA's where that is used."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(sum(values)) / len(values) if values else None
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set the event that is yielded; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("\nstopping at the next safe point, with a checkpoint; again to stop at once",
+              file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""The nouns: a problem, an answer to it, the verdict on that answer, and the group of answers.
+
+Frozen records without torch. Tensors over many tokens live in `archer.algo.batch.TokenBatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+Message = Mapping[str, str]
+"""One chat message, `{"role": "user", "content": "2+3?"}`."""
+
+Outcome = Literal["correct", "wrong", "crashed", "limit", "no_answer", "error"]
+"""What a verifier can say. `error` means that the grader itself failed: never counted as wrong."""
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+StopReason = Literal["stop", "length"]
+"""`stop`: a stop token or stop string ended the completion. `length`: the token limit did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A question with the answer that its verifier needs.
+
+    Example:
+        Problem(id="sum-1", prompt="2+3?", verifier="math", answer="5", source="arithmetic")
+    """
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    verifier: str
+    answer: Any
+    """Whatever JSON value the verifier understands: `"5"` or `["5", "five"]` for math."""
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer, token by token.
+
+    Example, the prompt "2+3?" answered by "5" and the stop token 2:
+        Completion(prompt_ids=[7, 8, 9], token_ids=[5, 2], logps=[-0.1, -0.01],
+                   entropies=[0.4, 0.1], policy_version=3, stop="stop", in_thought=False, text="5")
+    """
+
+    prompt_ids: Int32[np.ndarray, " prompt"]
+    token_ids: Int32[np.ndarray, " T"]
+    """The sampled tokens; a stop token that was sampled is the last of them."""
+    logps: Float32[np.ndarray, " T"]
+    """Log-probability of each token in the distribution it was drawn from, in nats."""
+    entropies: Float32[np.ndarray, " T"]
+    """Entropy of that distribution before any truncation (top-p and its like), in nats."""
+    policy_version: int
+    """How often the weights had been published when this was sampled."""
+    stop: StopReason
+    in_thought: bool
+    """Whether the rendered prompt had already opened a `<think>`."""
+    text: str
+    """The decoded tokens without special tokens and without the stop string."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the grader says of one response.
+
+    Example:
+        Verdict(outcome="wrong", score=0.0, detail="4 is not 5", seconds=0.0004)
+    """
+
+    outcome: Outcome
+    score: float
+    """1 for right, 0 for wrong; a verifier may give parts of a point between."""
+    detail: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A completion with its verdict, and the reward that it is trained with (score plus shaping)."""
+
+    completion: Completion
+    verdict: Verdict
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """All rollouts of one problem in one step, in the order of their sample numbers."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]

@@ -1,0 +1,247 @@
+"""A run that was killed, and started again by the same command, is the run that was not killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archer.cli import main
+from archer.run import checkpoint_steps
+
+RECIPE = """
+[model]
+name = "tiny"
+threads = 1
+[data]
+train = [{ source = "arithmetic", count = 20, args = { operations = "+" }, prompt = "{question}" }]
+evaluate = [{ source = "arithmetic", count = 5, seed = 1, args = { operations = "+" } }]
+[rollout]
+problems = 4
+samples = 4
+max_tokens = 3
+filter = "refill"
+max_rounds = 2
+[verify]
+answer_pattern = "number"
+workers = 1
+[loss]
+name = "aspo_archer"
+[kl]
+knowledge = 0.01
+[entropy]
+target = 1.0
+[update]
+minibatch = 2
+passes = 2
+learning_rate = 3e-3
+[train]
+steps = STEPS
+[eval]
+every = 5
+[checkpoint]
+every = 3
+[log]
+arrays_every = 4
+"""
+
+
+def recipe(folder: Path, steps: int) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.replace("STEPS", str(steps)))
+    return path
+
+
+def run_until(command: Sequence[str], kill_at: int | None) -> tuple[list[str], bool]:
+    """Runs to the end, or to the announcement of that number; its lines, and whether it ended."""
+    child = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("watched_train.py")), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert child.stdout is not None
+    lines: list[str] = []
+    events = 0
+    for line in child.stdout:
+        lines.append(line.rstrip())
+        events += line.startswith("event ")
+        if kill_at is not None and events >= kill_at:
+            os.kill(child.pid, signal.SIGKILL)
+            break
+    rest = child.stdout.read().splitlines()
+    child.wait(timeout=60)
+    ended = child.returncode == 0
+    assert ended or child.returncode == -signal.SIGKILL, "\n".join([*lines, *rest])
+    return [*lines, *rest], ended
+
+
+def without_clock(value: Any) -> Any:
+    """Drops times and memory, which no two runs share."""
+    if isinstance(value, dict):
+        return {
+            key: without_clock(item)
+            for key, item in value.items()
+            if "seconds" not in key and not key.startswith("memory/")
+        }
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, times and memory aside: parsed lines, and bytes for the rest."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or name in (".lock", "environment.json") or path.name == "manifest.json":
+            continue
+        if path.suffix in (".jsonl", ".json"):
+            text = path.read_text()
+            rows = text.splitlines() if path.suffix == ".jsonl" else [text]
+            found[name] = [without_clock(json.loads(row)) for row in rows]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def check_a_killed_run(tmp_path: Path, *, steps: int, kills: int, seed: int) -> None:
+    path = recipe(tmp_path, steps)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    lines, ended = run_until(["train", str(path), "--run", str(whole)], None)
+    assert ended
+    num_events = sum(line.startswith("event ") for line in lines)
+    draw = random.Random(seed)
+    after_first_checkpoint = inside_a_write = 0
+    kinds: list[str] = []
+    for kill in range(kills):
+        before = checkpoint_steps(broken) if broken.exists() else []
+        # So far apart that the whole of the run is covered, and never past its end.
+        kill_at = draw.randint(2, max(3, 2 * num_events // kills))
+        lines, ended = run_until(["train", str(path), "--run", str(broken)], kill_at)
+        check_continuation(lines, before)
+        if ended:
+            break
+        last = [line for line in lines if line.startswith("event ")][-1].split()[1]
+        kinds.append(last)
+        after_first_checkpoint += bool(before)
+        inside_a_write += last in ("write", "rename", "replace", "remove")
+        del kill
+    before = checkpoint_steps(broken)
+    lines, ended = run_until(["train", str(path), "--run", str(broken)], None)
+    assert ended
+    check_continuation(lines, before)
+    expected, found = contents(whole), contents(broken)
+    assert found.keys() == expected.keys()
+    for name, content in expected.items():
+        assert found[name] == content, f"{name} differs after kills at {kinds}"
+    if kills >= 20:
+        assert len(kinds) == 20, f"the run was over after {len(kinds)} kills"
+        assert after_first_checkpoint >= 15 and inside_a_write >= 5, kinds
+
+
+def check_continuation(lines: list[str], checkpoints: list[int]) -> None:
+    """It goes on from the newest complete checkpoint, says so, and samples no step before it."""
+    newest = max(checkpoints, default=0)
+    if newest:
+        # The kill may have come between a checkpoint's rename and this look at the folder.
+        assert any(
+            line.startswith(f"continuing after step {newest} from ")
+            and line.endswith(f"step-{newest:06d}")
+            for line in lines
+        ), "\n".join(lines[:5])
+    sampled = [int(line.split()[2]) for line in lines if line.startswith("event sample")]
+    assert all(step > newest for step in sampled)
+    assert len(set(sampled)) == len(sampled)
+
+
+def test_a_run_killed_four_times_equals_the_unbroken_run(tmp_path: Path) -> None:
+    check_a_killed_run(tmp_path, steps=9, kills=4, seed=0)
+
+
+@pytest.mark.full
+def test_a_run_killed_at_twenty_moments_equals_the_unbroken_run(tmp_path: Path) -> None:
+    check_a_killed_run(tmp_path, steps=60, kills=20, seed=1)
+
+
+def test_judged_groups_on_disk_are_not_sampled_again(tmp_path: Path) -> None:
+    path, folder = recipe(tmp_path, 3), tmp_path / "run"
+    command = ["train", str(path), "--run", str(folder)]
+    lines, _ = run_until(command, None)
+    events = [line for line in lines if line.startswith("event ")]
+    first_update = next(i for i, line in enumerate(events) if line.startswith("event update"))
+    other = tmp_path / "other"
+    command[-1] = str(other)
+    run_until(command, first_update + 1)
+    lines, _ = run_until(command, None)
+    assert "step 1: judged groups are on disk, not sampled again" in lines
+    assert [line for line in lines if line.startswith("event sample")] == [
+        "event sample 2",
+        "event sample 3",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_the_same_command_continues(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    path, folder = recipe(tmp_path, 40), tmp_path / "run"
+    command = [sys.executable, "-m", "archer.cli", "train", str(path), "--run", str(folder)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("step  4/40"):
+            child.send_signal(number)
+            break
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "Traceback" not in err
+    assert "the same command goes on" in out
+    stopped = checkpoint_steps(folder)[-1]
+    assert 4 <= stopped < 40
+    again = subprocess.run([*command, f"train.steps={stopped + 1}"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"continuing after step {stopped} from" in again.stdout
+
+
+def test_a_changed_knob_is_named_and_needs_a_fork(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = recipe(tmp_path, 2), tmp_path / "run"
+    assert main(["train", str(path), "--run", str(folder), "--quiet"]) == 0
+    capsys.readouterr()
+    changed = ["train", str(path), "update.passes=3", "train.steps=4", "--run", str(folder)]
+    assert main(changed) == 2
+    error = capsys.readouterr().err
+    assert "update.passes = 2 -> 3" in error and "--fork" in error and "train.steps" not in error
+    assert main([*changed, "--fork", str(tmp_path / "forked")]) == 0
+    out = capsys.readouterr().out
+    assert "forked" in out and "at step 2" in out
+    steps = [json.loads(row)["step"] for row in (tmp_path / "forked/metrics.jsonl").open()]
+    assert steps == [0, 1, 2, 3, 4]
+    assert checkpoint_steps(folder) == [2], "the run that was forked is as it was"
+
+
+def test_free_knobs_may_change_and_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = recipe(tmp_path, 2), tmp_path / "run"
+    assert main(["train", str(path), "--run", str(folder)]) == 0
+    assert main(["train", str(path), "train.steps=3", "--run", str(folder)]) == 0
+    assert "changed since the run began: train.steps = 2 -> 3" in capsys.readouterr().out
+
+
+def test_two_processes_never_share_a_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    path, folder = recipe(tmp_path, 1), tmp_path / "run"
+    folder.mkdir()
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["train", str(path), "--run", str(folder)]) == 2
+    assert "in use by another process" in capsys.readouterr().err
