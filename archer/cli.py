@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     add_recipe(made)
     made.add_argument("--run", type=Path, metavar="DIR", help="run folder (runs/<recipe>)")
     made.add_argument(
-        "--fork", type=Path, metavar="NEWDIR",
+        "--fork",
+        type=Path,
+        metavar="NEWDIR",
         help="continue the newest checkpoint of --run in a new folder, with changed knobs",
     )
 

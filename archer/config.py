@@ -77,7 +77,7 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Problems to learn from and problems to be judged by; no prompt is in both."""
 
-    train: tuple[SourceConfig, ...]
+    train: tuple[SourceConfig, ...] = Field(min_length=1)
     """Problems trained on."""
     evaluate: tuple[SourceConfig, ...] = ()
     """Problems evaluated on; their prompts are left out of training, and counted."""

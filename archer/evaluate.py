@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from archer.algo.passk import interval, pass_at_k
+from archer.config import Config
 from archer.data.problems import problems_hash
-from archer.engine.base import Engine, Sampling
-from archer.records import written_whole, write_rollouts
-from archer.rollout import Named, Progress, Render, judged_groups
+from archer.engine.base import Generates, Sampling
+from archer.records import write_rollouts, written_whole
+from archer.rollout import Named, Progress, Render, judged_groups, train_sampling
+from archer.setup import Data
+from archer.terminal import Terminal
 from archer.types import OUTCOMES, Group, Problem
 from archer.verify.pool import Verifiers
 
@@ -41,10 +44,49 @@ class Evaluation:
     mean_tokens: float
     settings: dict[str, Any]
     """Sampling, prompt, verifier, seed and data hash: what one needs to measure it again."""
+    model: str = ""
+    """What was measured, as it was named; the run itself during training."""
+
+
+def evaluate_data(
+    engine: Generates,
+    verifiers: Verifiers,
+    data: Data,
+    config: Config,
+    terminal: Terminal,
+    *,
+    ks: Sequence[int] = (),
+) -> tuple[Evaluation, list[Group]]:
+    """The evaluation that a recipe asks for, on the weights that the engine serves now."""
+    with terminal.bar("evaluate", len(data.evaluate) * config.eval.samples) as advance:
+        return evaluate(
+            engine,
+            verifiers,
+            data.evaluate,
+            data.render,
+            eval_sampling(config),
+            samples=config.eval.samples,
+            seed=config.train.seed,
+            settings={"prompt": data.prompt, "answer_pattern": config.verify.answer_pattern},
+            ks=ks,
+            progress=advance,
+        )
+
+
+def eval_sampling(config: Config) -> Sampling:
+    """How the recipe's evaluations sample."""
+    return replace(
+        train_sampling(config.rollout),
+        max_tokens=config.eval.max_tokens or config.rollout.max_tokens,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        top_k=0,
+        min_p=0.0,
+    )
 
 
 def evaluate(
-    engine: Engine,
+    engine: Generates,
     verifiers: Verifiers,
     problems: Sequence[Problem],
     render: Render,
@@ -53,10 +95,12 @@ def evaluate(
     samples: int,
     seed: int,
     settings: dict[str, Any],
+    ks: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> tuple[Evaluation, list[Group]]:
     """Samples and judges every problem. The draws depend on seed, problem and sample number alone.
 
+    `ks` are the k of pass@k, each at most `samples`; without any they are the powers of two.
     Raises ValueError where there is nothing to evaluate.
     """
     if not problems:
@@ -70,15 +114,24 @@ def evaluate(
         "seed": seed,
         "problems_hash": problems_hash(problems),
     }
-    return summarise_groups(groups, samples=samples, seed=seed, settings=described), groups
+    evaluation = summarise_groups(groups, samples=samples, seed=seed, settings=described, ks=ks)
+    return evaluation, groups
 
 
 def summarise_groups(
-    groups: Sequence[Group], *, samples: int, seed: int, settings: dict[str, Any]
+    groups: Sequence[Group],
+    *,
+    samples: int,
+    seed: int,
+    settings: dict[str, Any],
+    ks: Sequence[int] = (),
 ) -> Evaluation:
-    """Errors of the grader are left out of every score, and counted among the outcomes."""
+    """Errors of the grader are left out of every score, and counted among the outcomes.
+
+    A k of `ks` for which errors leave some problem too few verdicts is not in `pass_at`.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    outcomes = {name: sum(r.verdict.outcome == name for r in rollouts) for name in OUTCOMES}
+    outcomes: dict[str, int] = {name: sum(r.verdict.outcome == name for r in rollouts) for name in OUTCOMES}
     scores = [
         [r.verdict.score for r in group.rollouts if r.verdict.outcome != "error"]
         for group in groups
@@ -89,7 +142,8 @@ def summarise_groups(
     means = interval([sum(own) / len(own) for own in judged], seed=seed)
     right = [(len(own), sum(score >= 1 for score in own)) for own in judged]
     fewest = min(n for n, _ in right)
-    ks = [k for k in range(1, fewest + 1) if k & (k - 1) == 0 or k == fewest]
+    possible = range(1, fewest + 1)
+    wanted = [k for k in possible if (k in ks if ks else k & (k - 1) == 0 or k == fewest)]
     by_source: dict[str, list[float]] = {}
     for group, own in zip(groups, scores, strict=True):
         if own:
@@ -98,7 +152,7 @@ def summarise_groups(
         problems=len(groups),
         samples=samples,
         score={"mean": means.mean, "low": means.low, "high": means.high},
-        pass_at={str(k): sum(pass_at_k(n, c, k) for n, c in right) / len(right) for k in ks},
+        pass_at={str(k): sum(pass_at_k(n, c, k) for n, c in right) / len(right) for k in wanted},
         truncated=sum(r.completion.stop == "length" for r in rollouts) / len(rollouts),
         outcomes=outcomes,
         by_source={name: sum(own) / len(own) for name, own in sorted(by_source.items())},

@@ -33,6 +33,7 @@ from archer.data.problems import (
     refuse_constant,
     to_line,
     to_problem,
+    to_row,
     written_aside,
 )
 from archer.data.rows import READERS, read_file
@@ -228,7 +229,8 @@ def _convert_row(layout: Layout, row: Row, name: str, number: int) -> Item:
     item = layout.convert(row, f"{name}-{number:06d}", name)
     if isinstance(item, Problem):
         try:
-            to_problem(json.loads(to_line(item)), where="")
+            to_problem(to_row(item), where="")
+            to_line(item)
         except ValueError:
             return Dropped(reason="malformed prompt or answer")
     return item

@@ -115,7 +115,9 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def write_rollouts(path: Path, groups: Sequence[Group], advantages: Mapping[str, list[float]]) -> None:
+def write_rollouts(
+    path: Path, groups: Sequence[Group], advantages: Mapping[str, list[float]]
+) -> None:
     """One line a completion: the problem's row, `response`, verdict, reward, advantage, scalars.
 
     `archer grade` reads these lines as they are. `advantages` maps a group's place ("0", "1" ...)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from archer.algo.select import is_uniform, judged, shape_overlong, teaching
 from archer.config import RolloutConfig
 from archer.data.stream import ProblemStream
-from archer.engine.base import Engine, Request, Sampling
+from archer.engine.base import Generates, Request, Sampling
 from archer.model.prompts import RenderedPrompt
 from archer.types import Completion, Group, Problem, Rollout, Verdict
 from archer.verify.pool import Ticket, Verifiers
@@ -37,7 +37,7 @@ class TooManyErrors(RuntimeError):
 
 
 def judged_groups(
-    engine: Engine,
+    engine: Generates,
     verifiers: Verifiers,
     named: Sequence[Named],
     render: Render,
@@ -53,7 +53,9 @@ def judged_groups(
     requests = []
     for entry in named:
         prompt = render(entry.problem)
-        names = tuple((*entry.name, entry.problem.source, entry.problem.id, j) for j in range(samples))
+        names = tuple(
+            (*entry.name, entry.problem.source, entry.problem.id, j) for j in range(samples)
+        )
         requests.append(
             Request(prompt_ids=prompt.token_ids, in_thought=prompt.in_thought, names=names)
         )
@@ -78,7 +80,7 @@ def judged_groups(
 
 
 def sample_step(
-    engine: Engine,
+    engine: Generates,
     verifiers: Verifiers,
     stream: ProblemStream,
     render: Render,
@@ -124,7 +126,7 @@ def train_sampling(config: RolloutConfig) -> Sampling:
 
 
 def greedy_rewards(
-    engine: Engine,
+    engine: Generates,
     verifiers: Verifiers,
     groups: Sequence[Group],
     render: Render,
@@ -137,7 +139,9 @@ def greedy_rewards(
     return [group.rollouts[0].reward for group in greedy]
 
 
-def select_step(groups: Sequence[Group], config: RolloutConfig) -> tuple[list[Group], dict[str, float]]:
+def select_step(
+    groups: Sequence[Group], config: RolloutConfig
+) -> tuple[list[Group], dict[str, float]]:
     """The groups that teach, rewards shaped, and counts of all that was left out."""
     kept, counts = teaching(groups, filter="keep" if config.filter == "keep" else "drop")
     found: dict[str, float] = {**counts, "groups/sampled": len(groups)}

@@ -85,19 +85,18 @@ def load_data(config: Config) -> Data:
             f"{dropped} of {len(train) + len(evaluate)} prompts are longer than "
             f"data.max_prompt_tokens = {limit}: raise it, or set data.overlong_prompts = drop"
         )
-    if not kept[0]:
+    if config.data.train and not kept[0]:
         raise ValueError(
             f"every training prompt is longer than data.max_prompt_tokens = {limit}: raise it"
         )
-    longest = max(len(render(p).token_ids) for problems in kept for p in problems)
+    longest = max((len(render(p).token_ids) for problems in kept for p in problems), default=0)
     answer = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
-    context = load_config(
-        config.model.name, revision=config.model.revision
-    ).max_position_embeddings
+    context = load_config(config.model.name, revision=config.model.revision).max_position_embeddings
     if longest + answer > context:
         raise ValueError(
             f"prompts of up to {longest} and completions of up to {answer} tokens need a context of "
-            f"{longest + answer}, {config.model.name} has {context}: lower rollout.max_tokens"
+            f"{longest + answer}, {config.model.name} has {context}: lower rollout.max_tokens "
+            "(--max-tokens of archer eval)"
         )
     return Data(
         train=kept[0],

@@ -23,9 +23,7 @@ Opener = Callable[[Any, Path, str, int, Mapping[str, Any]], Sink]
 """(module, run folder, project, step to go on from, recipe) -> Sink."""
 
 
-def _wandb(
-    module: Any, folder: Path, project: str, step: int, recipe: Mapping[str, Any]
-) -> Sink:
+def _wandb(module: Any, folder: Path, project: str, step: int, recipe: Mapping[str, Any]) -> Sink:
     name = folder.resolve().name
     # A run's id is its folder's name; W&B rewinds a run of that id to the step it goes on from.
     going_on = {"resume_from": f"{name}?_step={step}"} if step else {"id": name}
@@ -46,9 +44,7 @@ def _tensorboard(
     return Sink(log, writer.close)
 
 
-def _trackio(
-    module: Any, folder: Path, project: str, step: int, recipe: Mapping[str, Any]
-) -> Sink:
+def _trackio(module: Any, folder: Path, project: str, step: int, recipe: Mapping[str, Any]) -> Sink:
     # trackio cannot take back what it was sent; repeated steps show as repeated points.
     run = module.init(
         project=project, name=folder.resolve().name, config=dict(recipe), resume="allow"

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from archer import parity
 from archer.algo.batch import TokenBatch, minibatches, take, to_batch
 from archer.algo.objective import (
     Tallies,
@@ -36,17 +37,16 @@ from archer.algo.select import group_advantages
 from archer.algo.textstats import text_tallies
 from archer.config import Config, UpdateConfig
 from archer.data.stream import ProblemStream
-from archer.engine.base import Engine, Sampling
+from archer.engine.base import Engine
 from archer.engine.choices import choose_advantage, choose_pick, needs_greedy
-from archer.evaluate import Evaluation, evaluate, write_evaluation
+from archer.evaluate import evaluate_data, write_evaluation
 from archer.randomness import permutation, uniforms
-from archer.records import written_whole, write_arrays, write_rollouts
+from archer.records import write_arrays, write_rollouts, written_whole
 from archer.rollout import (
     check_errors,
     greedy_rewards,
     sample_step,
     select_step,
-    train_sampling,
 )
 from archer.run import Run, State, open_run
 from archer.setup import Data, check_recipe, environment, load_data, open_engine, open_verifiers
@@ -150,7 +150,19 @@ class Loop:
         return state
 
     def _checkpoint(self, state: State) -> None:
-        self.run.checkpoint(state, self.engine.save)
+        def save(folder: Path) -> None:
+            self.engine.save(folder)
+            responses = parity.record(
+                self.engine,
+                self.data.evaluate or self.data.train,
+                self.data.render,
+                temperature=self.config.rollout.temperature,
+                max_tokens=self.config.rollout.max_tokens,
+                seed=self.config.train.seed,
+            )
+            write_arrays(folder / parity.PARITY, responses)
+
+        self.run.checkpoint(state, save)
 
     def _step(self, before: State, stream: ProblemStream) -> State:
         config, step, clock = self.config, before.step + 1, Clock()
@@ -202,9 +214,7 @@ class Loop:
             self._log(step, metrics)
         return state
 
-    def _groups(
-        self, step: int, position: int, stream: ProblemStream
-    ) -> tuple[list[Group], int]:
+    def _groups(self, step: int, position: int, stream: ProblemStream) -> tuple[list[Group], int]:
         """A step's judged groups: from before a kill if they are on disk, else sampled now."""
         kept = self.run.kept_groups(step)
         if kept is not None:
@@ -334,8 +344,9 @@ class Loop:
 
     def _evaluate(self, state: State, metrics: dict[str, Any]) -> State:
         start = time.perf_counter()
-        found = evaluate_run(self.engine, self.verifiers, self.data, self.config, self.terminal)
-        evaluation, groups = found
+        evaluation, groups = evaluate_data(
+            self.engine, self.verifiers, self.data, self.config, self.terminal
+        )
         write_evaluation(self.run.path("eval", state.step, ".json"), evaluation, groups)
         best = state.best_score is None or evaluation.score["mean"] > state.best_score
         if best:
@@ -352,36 +363,6 @@ class Loop:
         for sink in self.sinks:
             sink.log(step, numbers)
         self.terminal.say(step_line(step, self.config.train.steps, metrics))
-
-
-def evaluate_run(
-    engine: Engine, verifiers: Verifiers, data: Data, config: Config, terminal: Terminal
-) -> tuple[Evaluation, list[Group]]:
-    """The evaluation that a recipe asks for, on the weights that the sampler serves now."""
-    sampling = eval_sampling(config)
-    with terminal.bar("evaluate", len(data.evaluate) * config.eval.samples) as advance:
-        return evaluate(
-            engine,
-            verifiers,
-            data.evaluate,
-            data.render,
-            sampling,
-            samples=config.eval.samples,
-            seed=config.train.seed,
-            settings={"prompt": data.prompt, "answer_pattern": config.verify.answer_pattern},
-            progress=advance,
-        )
-
-
-def eval_sampling(config: Config) -> Sampling:
-    return replace(
-        train_sampling(config.rollout),
-        max_tokens=config.eval.max_tokens or config.rollout.max_tokens,
-        temperature=config.eval.temperature,
-        top_p=config.eval.top_p,
-        top_k=0,
-        min_p=0.0,
-    )
 
 
 def learning_rate(update: UpdateConfig, step: int, steps: int) -> float:
@@ -455,8 +436,11 @@ def _stop_requests() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nstopping at the next safe point, with a checkpoint; again to stop at once",
-              file=sys.stderr, flush=True)
+        print(
+            "\nstopping at the next safe point, with a checkpoint; again to stop at once",
+            file=sys.stderr,
+            flush=True,
+        )
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

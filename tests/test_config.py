@@ -121,9 +121,7 @@ def test_a_wrong_value_is_named_with_what_it_should_be(
         ("[train]\nsteps = 3", "train"),
     ],
 )
-def test_a_missing_knob_is_named_with_the_way_to_set_it(
-    recipe: Path, line: str, name: str
-) -> None:
+def test_a_missing_knob_is_named_with_the_way_to_set_it(recipe: Path, line: str, name: str) -> None:
     assert line in SMALLEST
     recipe.write_text(SMALLEST.replace(line, ""))
     assert f"{name} is missing; set it in the recipe or with {name}=..." in refused(recipe)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from archer.types import Group
+from archer.types import Completion, Group
 
 Average = Literal["token", "sequence", "constant"]
 
@@ -67,15 +67,14 @@ class TokenBatch:
         return sequence_ids(self.lengths)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in _fields(self).items()
-        }
-        return TokenBatch(**moved)
+        moved = {name: value.to(device) for name, value in _tensors(self).items()}
+        return replace(self, **moved)
 
 
-def _fields(batch: TokenBatch) -> dict[str, Tensor | None]:
-    return {name: getattr(batch, name) for name in TokenBatch.__slots__}
+def _tensors(batch: TokenBatch) -> dict[str, Tensor]:
+    """The fields that are set."""
+    found = {name: getattr(batch, name) for name in TokenBatch.__slots__}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def sequence_ids(lengths: Int[Tensor, "B"]) -> Int[Tensor, "T"]:
@@ -95,15 +94,17 @@ def to_batch(
     that ran into the token limit stay in the batch but do not count.
     """
     prompts: list[np.ndarray] = []
-    rows: list[tuple[int, object, float]] = []
+    rows: list[tuple[int, Completion, float]] = []
     for group, group_advantages in zip(groups, advantages, strict=True):
         prompts.append(group.rollouts[0].completion.prompt_ids)
         for rollout, advantage in zip(group.rollouts, group_advantages, strict=True):
             if rollout.verdict.outcome != "error":
                 rows.append((len(prompts) - 1, rollout.completion, advantage))
     completions = [row[1] for row in rows]
-    lengths = torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64)  # type: ignore[attr-defined]
-    assert len(rows) and int(lengths.min()) > 0, "a batch needs sequences, and each at least a token"
+    lengths = torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64)
+    assert len(rows) and int(lengths.min()) > 0, (
+        "a batch needs sequences, and each at least a token"
+    )
 
     def packed(name: str, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(c, name) for c in completions])).to(dtype)
@@ -116,9 +117,7 @@ def to_batch(
         prompt_index=torch.tensor([row[0] for row in rows], dtype=torch.int64),
         tokens=packed("token_ids", torch.int64),
         lengths=lengths,
-        counted=torch.tensor(
-            [not (mask_truncated and c.stop == "length") for c in completions]  # type: ignore[attr-defined]
-        ),
+        counted=torch.tensor([not (mask_truncated and c.stop == "length") for c in completions]),
         advantages=torch.repeat_interleave(row_advantages, lengths),
         weights=torch.zeros(len(sampler_logp)),
         sampler_logp=sampler_logp,
@@ -134,9 +133,8 @@ def take(batch: TokenBatch, sequences: Sequence[int] | Int[Tensor, "B"]) -> Toke
     prompts, prompt_index = torch.unique(batch.prompt_index[chosen], return_inverse=True)
     per_token = {
         name: value[tokens]
-        for name, value in _fields(batch).items()
+        for name, value in _tensors(batch).items()
         if name not in ("prompt_tokens", "prompt_lengths", "prompt_index", "lengths", "counted")
-        and value is not None
     }
     return replace(
         batch,

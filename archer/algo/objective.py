@@ -240,7 +240,8 @@ def _tallies(
 ) -> Tallies:
     """Sums and counts of the metrics below; every mean is over tokens that count.
 
-    loss                   the weighted sum, over the sum of the tokens' weights
+    loss                   the weighted sum, over the sum of the tokens' weights (rows that the
+                           learner skipped are in neither, here and below)
     entropy                nats, of the current policy
     kl/old_policy          k3 of KL(old || current), on the old policy's samples
     kl, kl/knowledge, kl/reasoning   k3 of KL(current || reference), where the batch holds one

@@ -197,9 +197,10 @@ def arithmetic(
     "What is three plus four? Answer in digits." Every pair of numbers is equally likely; 0 counts
     as a number of one digit.
     """
-    symbols = tuple(operations)
-    if not symbols or not set(symbols) <= set(OPERATIONS):
-        raise ValueError(f"arithmetic: operations is {operations!r}; use any of + - *")
+    given = list(operations) if isinstance(operations, Sequence) else []
+    symbols = [symbol for symbol in OPERATIONS if symbol in given]
+    if not symbols or len(symbols) != len(given):
+        raise ValueError(f"arithmetic: operations is {operations!r}; use any of + - *, each once")
     if form not in ("digits", "words"):
         raise ValueError(f'arithmetic: form is {form!r}; make it "digits" or "words"')
     most = 3 if form == "words" else 12
@@ -209,8 +210,8 @@ def arithmetic(
     width = 10**digits - low
     label = f"arithmetic:{digits}-digit" + ("-words" if form == "words" else "")
     for block in numbers_from():
-        u = uniforms(3 * 256, "arithmetic", seed, block).reshape(256, 3)
-        for pick, left, right in u:
+        names = ("arithmetic", seed, "".join(symbols), digits, form, block)
+        for pick, left, right in uniforms(3 * 256, *names).reshape(256, 3):
             symbol = symbols[int(pick * len(symbols))]
             a, b = low + int(left * width), low + int(right * width)
             word, value = OPERATIONS[symbol]

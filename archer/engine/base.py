@@ -6,7 +6,7 @@ there are and what samples is nobody's business above this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from archer.algo.batch import TokenBatch
+from archer.algo.objective import Tallies
 from archer.types import Completion
 
 
@@ -60,18 +61,25 @@ class Sample(NamedTuple):
 
 
 @runtime_checkable
-class Engine(Protocol):
-    """What the loop needs of whatever holds the tensors."""
+class Generates(Protocol):
+    """What sampling needs: all that evaluation asks of an engine."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
         """Yields each completion when it is finished; all of one call are one unit of work."""
         ...
 
+
+@runtime_checkable
+class Engine(Generates, Protocol):
+    """What the loop needs of whatever holds the tensors."""
+
     def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
         """Fills `old_logp` and `old_entropy`, and `ref_logp`, from the present weights."""
         ...
 
-    def update(self, minibatch: TokenBatch, *, lr: float) -> Mapping[str, tuple[float, float]]:
+    def update(
+        self, minibatch: TokenBatch, *, lr: float, entropy_coefficient: float | None = None
+    ) -> Tallies:
         """One optimizer step; returns tallies (sum, count) that can be added and divided."""
         ...
 

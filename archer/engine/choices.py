@@ -82,7 +82,9 @@ def find(name: str, table: Mapping[str, Callable[..., Any]], knob: str) -> Calla
 
 
 def extra_knobs(section: LossConfig | AdvantageConfig) -> dict[str, Any]:
-    return dict(section.model_extra or {})
+    """The knobs beside the name; whole numbers as floats, which is what the functions take."""
+    extra = section.model_extra or {}
+    return {k: float(v) if isinstance(v, int) else v for k, v in extra.items()}
 
 
 def knob_names(function: Callable[..., Any]) -> list[str]:

@@ -53,7 +53,7 @@ class Learner:
         self.max_skipped = max_skipped
         self.skipped_in_a_row = 0
         if checkpoint_activations:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_activations(model)
         model.train(checkpoint_activations)  # no dropout anywhere: only recomputing reads this
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: _master(p) for name, p in self.weights.items()}
@@ -154,7 +154,9 @@ class Learner:
         """Takes back what `state` gave. ValueError when the names or shapes are another model's."""
         for name, master in self.masters.items():
             if name not in weights or weights[name].shape != master.shape:
-                raise ValueError(f"the checkpoint has no weight {name} of shape {list(master.shape)}")
+                raise ValueError(
+                    f"the checkpoint has no weight {name} of shape {list(master.shape)}"
+                )
             master.copy_(weights[name])
             if master is not self.weights[name]:
                 self.weights[name].copy_(master)
@@ -202,6 +204,12 @@ def score(
         per_sequence.update(zip(rows, zip(*split, strict=True), strict=True))
     ordered = [per_sequence[row] for row in range(len(batch.lengths))]
     return torch.cat([logp for logp, _ in ordered]), torch.cat([entropy for _, entropy in ordered])
+
+
+def _checkpoint_activations(model: Any) -> None:
+    # transformers renamed it in the midst of the versions that we work with.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _needs_gradient(batch: TokenBatch, objective: Objective) -> Bool[Tensor, "B"]:

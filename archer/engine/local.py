@@ -69,9 +69,7 @@ class LocalEngine:
         if reference:
             assert self.reference is not None, "no KL term, no reference"
             learner = self.learner
-            logp, _ = score(
-                self.reference, batch, learner.temperature, learner.microbatch_tokens
-            )
+            logp, _ = score(self.reference, batch, learner.temperature, learner.microbatch_tokens)
             batch = replace(batch, ref_logp=logp)
         return batch
 

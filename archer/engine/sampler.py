@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from archer.engine.base import Request, Sample, Sampling
@@ -105,7 +106,7 @@ class Sampler:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
         stop_token_ids: Sequence[int],
@@ -148,15 +149,16 @@ class Sampler:
     def _new_cache(self, slots: int, capacity: int, device: torch.device) -> _Cache:
         config = self.model.config
         heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        dtype = next(self.model.parameters()).dtype
-        shape = (slots, heads, capacity, width)
-        return _Cache(
-            [
-                (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-                for _ in range(config.num_hidden_layers)
-            ]
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
         )
+        dtype = next(self.model.parameters()).dtype
+
+        def empty() -> Tensor:
+            # Zeros, not whatever lay there: what is masked must still not be NaN.
+            return torch.zeros(slots, heads, capacity, width, dtype=dtype, device=device)
+
+        return _Cache([(empty(), empty()) for _ in range(config.num_hidden_layers)])
 
     @torch.inference_mode()
     def _admit(

@@ -67,7 +67,7 @@ def fused_logprobs(
     learns = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
     )
-    logp, entropy = _FusedLogprobs.apply(
+    logp, entropy = _FusedLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden,
         weight,
         bias,
@@ -138,7 +138,7 @@ def fuse_head(model: PreTrainedModel) -> FusedHead:
                 f"{kind} models change their logits behind the head ({name} = {value}), which the "
                 "log-probs would miss; choose a model that does not, such as Qwen3 or Llama"
             )
-    head = model.get_output_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()
     if isinstance(head, FusedHead):
         return head
     if not isinstance(head, nn.Linear):

@@ -63,8 +63,9 @@ def _attention(
     """transformers' calling convention: [1, heads, N, D] in, [1, N, heads, D] out."""
     assert query.shape[0] == 1, "packed attention sees one flat row of tokens"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    flat = (states[0].transpose(0, 1) for states in (query, key, value))
-    return context.attend(module.layer_idx, *flat, scale).unsqueeze(0), None  # type: ignore[arg-type]
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    layer: Any = module.layer_idx
+    return context.attend(layer, q, k, v, scale).unsqueeze(0), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,7 +131,7 @@ def pack(
     prompt_rows = [list(range(s, s + n)) for s, n in zip(prompt_starts, prompt_sizes, strict=True)]
     if tokens is None or lengths is None or prompt_index is None:
         input_ids, positions = prompt_tokens, _positions(prompt_sizes)
-        sequences = [(rows, []) for rows in prompt_rows]
+        sequences: list[tuple[list[int], list[int]]] = [(rows, []) for rows in prompt_rows]
         predict = [rows[-1] for rows in prompt_rows]
     else:
         sizes, prompts = lengths.tolist(), prompt_index.tolist()

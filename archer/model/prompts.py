@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Renderer:
         _check_arguments(tokenizer, self._source, self._arguments)
         self.render("2+3=")  # a template that cannot render at all is found out here
 
-    def render(self, prompt: str | tuple[Message, ...] | list[Message]) -> RenderedPrompt:
+    def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
         """Render a string (one user message) or a chat (used as it is).
 
         Raises:
@@ -119,7 +119,7 @@ class Renderer:
             "suffix": self._suffix,
         }
 
-    def _messages(self, prompt: str | tuple[Message, ...] | list[Message]) -> list[dict[str, str]]:
+    def _messages(self, prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         if isinstance(prompt, str):
             messages = [{"role": "user", "content": prompt}]
         else:

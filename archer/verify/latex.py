@@ -210,10 +210,10 @@ def clean(text: str) -> str:
     Raises TooLarge for what is too long or too deeply nested.
     """
     text = text.strip()
-    if text.isascii() and text.isdigit():
-        return text
     if len(text) > MAX_CHARACTERS:
         raise TooLarge(f"an answer of {len(text)} characters (the limit is {MAX_CHARACTERS})")
+    if text.isascii() and text.isdigit():
+        return text
     _check_nesting(text)
     if not text.isascii():
         text = text.translate(_UNICODE)
@@ -225,8 +225,8 @@ def clean(text: str) -> str:
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     text = _LEADING_SIGN.sub("", text).strip().rstrip(",;").strip()
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1].rstrip()
+    if not text.endswith("..."):
+        text = text.rstrip(". ")
     return _brace(text) if "\\" in text else text
 
 

@@ -76,6 +76,8 @@ def judge_math(problem: Problem, reading: Reading, *, symbols: bool) -> Verdict 
         return Verdict(outcome="correct", score=1.0)
     if not symbols and len(answer) > QUICK_CHARACTERS:
         return None
+    for gold in accepted:
+        _check_size(gold)
     try:
         same = _any(same_answer(gold, answer, symbols=symbols) for gold in accepted)
     except TooLarge as reason:
@@ -84,7 +86,9 @@ def judge_math(problem: Problem, reading: Reading, *, symbols: bool) -> Verdict 
         return None
     if same:
         return Verdict(outcome="correct", score=1.0)
-    return Verdict(outcome="wrong", score=0.0, detail=f"{_short(answer)} is not {_short(accepted[0])}")
+    return Verdict(
+        outcome="wrong", score=0.0, detail=f"{_short(answer)} is not {_short(accepted[0])}"
+    )
 
 
 def accepted_answers(answer: Any) -> list[str]:
@@ -99,6 +103,16 @@ def accepted_answers(answer: Any) -> list[str]:
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"{answer!r} holds no answer: give a text, a number or a list of them")
     return texts
+
+
+def _check_size(accepted: str) -> None:
+    """A problem whose own answer can't be taken apart is the user's to mend, not the response's."""
+    try:
+        clean(accepted)
+    except TooLarge as reason:
+        raise ValueError(
+            f"the accepted answer {_short(accepted)} is {reason}: shorten it"
+        ) from None
 
 
 def _short(text: str) -> str:
@@ -243,7 +257,9 @@ def _with_argument_of(gold: Named, answer: Named) -> str | None:
 
 
 def _relation(node: Node) -> Relation | None:
-    return node.relation if isinstance(node, Named) else node if isinstance(node, Relation) else None
+    return (
+        node.relation if isinstance(node, Named) else node if isinstance(node, Relation) else None
+    )
 
 
 def _same_equation(gold: Relation, answer: Relation, symbols: bool) -> Same:

@@ -22,8 +22,9 @@ import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 
-from archer.types import Problem, Verdict
+from archer.types import OUTCOMES, Problem, Verdict
 from archer.verify.extract import Reading, outside_thought, read_response
 from archer.verify.math import accepted_answers, judge_math, math
 
@@ -73,13 +74,15 @@ def reasoning_gym(problem: Problem, reading: Reading) -> Verdict | float:
     return float(get_score_answer_fn(task)(answer=answer, entry=problem.answer["entry"]))
 
 
-# Nothing can be called without a parenthesis, and nothing reached without a dot.
+# Without parentheses nothing is called. Where they are needed, only these names may stand before
+# them, and a dot, by which everything else could be reached, only within numbers.
 _LITERAL = re.compile(r"[\w\s,'\"\[\]|#*-]*", re.ASCII)
-_FORMULA = re.compile(r"(?:[\s()+*/^,-]|\d+(?:\.\d*)?|\.\d+|(?P<name>[A-Za-z]+))*")
+_FORMULA = re.compile(r"[A-Za-z0-9\s()+*/^,.-]*")
 _FORMULA_NAME = re.compile(r"[A-Za-z]{2,}")
 _FORMULA_NAMES = frozenset(
     "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt pi Abs".split()
 )
+_DOT_BEFORE_NAME = re.compile(r"\.\s*[A-Za-z]")
 
 
 def _is_literal(answer: str) -> bool:
@@ -87,8 +90,11 @@ def _is_literal(answer: str) -> bool:
 
 
 def _is_formula(answer: str) -> bool:
-    names = _FORMULA_NAME.findall(answer)
-    return _FORMULA.fullmatch(answer) is not None and _FORMULA_NAMES.issuperset(names)
+    return (
+        _FORMULA.fullmatch(answer) is not None
+        and _DOT_BEFORE_NAME.search(answer) is None
+        and _FORMULA_NAMES.issuperset(_FORMULA_NAME.findall(answer))
+    )
 
 
 RUN_ANSWERS: dict[str, Callable[[str], bool]] = {
@@ -111,9 +117,6 @@ VERIFIERS: dict[str, Verifier] = {
     "reasoning_gym": reasoning_gym,
 }
 
-_LIBRARIES: dict[str, str] = {"math": "archer.verify.symbolic", "reasoning_gym": "reasoning_gym"}
-"""What a verifier imports when it is first used."""
-
 
 def find_verifier(name: str) -> Verifier:
     """The verifier of this name, or the function that "module:function" names."""
@@ -131,10 +134,14 @@ def find_verifier(name: str) -> Verifier:
 
 
 def prepare(name: str) -> None:
-    """Loads what a verifier needs, so that its first verdict is no slower than the others."""
+    """Loads what a verifier imports when it is used, so that no verdict has to wait for it."""
     find_verifier(name)
-    if name in _LIBRARIES:
-        importlib.import_module(_LIBRARIES[name])
+    if name == "math":
+        from archer.verify.symbolic import warm_up
+
+        warm_up()
+    elif name == "reasoning_gym":
+        importlib.import_module("reasoning_gym")
 
 
 def verify(
@@ -161,7 +168,11 @@ def _judge(problem: Problem, response: str, in_thought: bool, answer_pattern: st
     if reading is None:
         return UNCLOSED
     verdict = find_verifier(problem.verifier)(problem, reading)
-    return verdict if isinstance(verdict, Verdict) else _scored(verdict)
+    if not isinstance(verdict, Verdict):
+        return _scored(verdict)
+    if verdict.outcome not in OUTCOMES or not isfinite(verdict.score):
+        raise ValueError(f"a verifier returned {verdict}: its outcome must be one of {OUTCOMES}")
+    return verdict
 
 
 UNCLOSED = Verdict(outcome="no_answer", score=0.0, detail="the thought was never closed")
@@ -188,13 +199,13 @@ def quick_verdict(
         return replace(UNCLOSED, seconds=time.perf_counter() - begin)
     if len(text) > QUICK_TEXT:
         return None
-    reading = read_response(text, False, answer_pattern)
-    assert reading is not None, "the text is what stands outside a thought"
     try:
+        reading = read_response(text, False, answer_pattern)
+        assert reading is not None, "the text is what stands outside a thought"
         if problem.verifier == "math":
             verdict = judge_math(problem, reading, symbols=False)
         else:
             verdict = exact(problem, reading)
-    except ValueError:
-        return None  # a malformed answer: `verify` says so
+    except Exception:  # noqa: BLE001 - whatever it is, `verify` will say it in a worker
+        return None
     return verdict and replace(verdict, seconds=time.perf_counter() - begin)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from archer.algo.batch import (
     Average,
@@ -183,17 +182,16 @@ def test_take_carries_every_field_with_its_token(
     )
     chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), min_size=1, unique=True))
     part = take(batch, chosen)
-    positions = torch.cat([torch.nonzero(batch.sequence_ids == i).flatten() for i in chosen])
-    for name in TokenBatch.__slots__:
-        whole, own = getattr(batch, name), getattr(part, name)
-        if isinstance(whole, Tensor) and name not in ("prompt_tokens", "prompt_lengths"):
-            index = torch.tensor(chosen) if len(whole) == len(rows) != total else positions
-            if name == "prompt_index":
-                sizes = part.prompt_lengths[own]
-                assert torch.equal(sizes, batch.prompt_lengths[whole[torch.tensor(chosen)]])
-            else:
-                by_row = name in ("lengths", "counted")
-                assert torch.equal(own, whole[torch.tensor(chosen) if by_row else index]), name
+    of_prompt = {"prompt_tokens", "prompt_lengths", "prompt_index"}
+    of_sequence = {"lengths", "counted"}
+    rows_taken = torch.tensor(chosen)
+    tokens_taken = torch.cat([torch.nonzero(batch.sequence_ids == i).flatten() for i in chosen])
+    for name in set(TokenBatch.__slots__) - of_prompt:
+        taken = rows_taken if name in of_sequence else tokens_taken
+        assert torch.equal(getattr(part, name), getattr(batch, name)[taken]), name
+    # Each prompt of `packed` has a length of its own, which says which prompt it is.
+    whose = batch.prompt_lengths[batch.prompt_index[rows_taken]]
+    assert torch.equal(part.prompt_lengths[part.prompt_index], whose)
 
 
 def test_fields_that_are_absent_stay_absent_and_move_with_the_rest() -> None:
@@ -232,6 +230,14 @@ def test_mini_batches_of_a_pass_hold_every_sequence_once(problems: int, order: l
         assert float(part.weights.sum()) == pytest.approx(1)
     sizes = [len(part.prompt_lengths) for part in cut]
     assert sizes[:-1] == [problems] * (len(sizes) - 1)
+
+
+def test_mistake_15_a_pass_may_take_the_problems_in_an_order_of_its_own() -> None:
+    batch = packed([1] * 4, [0, 1, 2, 3])
+    first = minibatches(batch, problems=2, average="token", order=[0, 1, 2, 3])
+    second = minibatches(batch, problems=2, average="token", order=[2, 0, 3, 1])
+    assert [part.tokens.tolist() for part in first] == [[0, 100], [200, 300]]
+    assert [part.tokens.tolist() for part in second] == [[200, 0], [300, 100]]
 
 
 def test_mistake_04_a_short_last_mini_batch_is_weighted_by_its_own_count() -> None:

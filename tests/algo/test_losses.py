@@ -500,7 +500,7 @@ def test_values_and_gradients_are_finite_at_extreme_ratios(name: str) -> None:
 
 
 def test_values_of_the_clipped_losses_are_the_papers() -> None:
-    """PPO: -min(rA, clip(r)A), and for A < 0 never below... c·A: worked out by hand."""
+    """-min(rA, clip(r)A), and for A < 0 no more than -c·A; worked out by hand."""
     ratios = torch.tensor([0.5, 1.1, 1.5, 0.5, 1.1, 4.0])
     advantages = torch.tensor([2.0, 2.0, 2.0, -2.0, -2.0, -2.0])
     old_logp = torch.full((6,), -3.0)
@@ -674,6 +674,13 @@ def test_mistake_01_integer_masks_are_accepted_or_refused(name: str) -> None:
     assert reasoning_tokens(data.entropy, data.ids, 0.8).dtype == torch.bool
 
 
+@pytest.mark.parametrize("function", [*LOSSES.values(), *PICKS.values()])
+def test_mistake_02_every_knob_has_a_default(function: Callable[..., Tensor]) -> None:
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "pick":
+            assert parameter.default is None or isinstance(parameter.default, float), name
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_mistake_06_every_knob_that_is_given_changes_a_weight(name: str) -> None:
     changed = {
@@ -749,8 +756,8 @@ def test_mistake_12_clip_low_is_for_negatives_and_clip_high_for_positives(name: 
     assert not torch.equal(usual[positive], high[positive])
 
 
-def test_mistake_13_a_plain_reciprocal_would_push_the_wrong_way() -> None:
-    """Not the code's mistake but the one next to it: d(1/r)/dlogp is -1/r."""
+def test_flipped_ratios_push_the_way_of_the_advantage() -> None:
+    """A plain 1/r would not: its derivative is -1/r."""
     assert weight_at("aspo", 0.5, 1.0, reasoning=False) == pytest.approx(2.0)
 
 

@@ -59,11 +59,15 @@ def test_sums_are_right_and_have_so_many_digits(digits: int) -> None:
         assert (problem.verifier, problem.answer) == ("math", str(answer))
 
 
-def test_sums_in_words_are_those_in_digits() -> None:
-    plain = load_source("arithmetic", count=40, args={"digits": 2})
-    words = load_source("arithmetic", count=40, args={"digits": 2, "form": "words"})
-    assert [problem.answer for problem in plain] == [problem.answer for problem in words]
-    assert words[0].prompt == "What is twenty-seven times forty-one? Answer in digits."
+def test_sums_in_words_are_right_and_ask_for_digits() -> None:
+    numbers = {in_words(number): number for number in range(100)}
+    for problem in load_source("arithmetic", count=40, args={"digits": 2, "form": "words"}):
+        match = re.fullmatch(
+            r"What is (.+) (plus|minus|times) (.+)\? Answer in digits\.", str(problem.prompt)
+        )
+        assert match is not None
+        a, b = numbers[match[1]], numbers[match[3]]
+        assert problem.answer == str({"plus": a + b, "minus": a - b, "times": a * b}[match[2]])
 
 
 @pytest.mark.parametrize(
@@ -91,9 +95,9 @@ def test_all_hundred_one_digit_sums_can_be_had_and_no_more() -> None:
 def test_known_arithmetic_stays_as_it_is() -> None:
     problems = load_source("arithmetic", count=3, seed=5)
     assert [(problem.id, problem.prompt, problem.answer) for problem in problems] == [
-        ("arithmetic-14df1e5079134940", "What is 3 * 2?", "6"),
-        ("arithmetic-c77f681372abb225", "What is 9 - 1?", "8"),
-        ("arithmetic-78275ad643fa1884", "What is 0 - 2?", "-2"),
+        ("arithmetic-c9d29972501fc0dc", "What is 1 - 8?", "-7"),
+        ("arithmetic-3f61cac0a50e7483", "What is 9 + 7?", "16"),
+        ("arithmetic-caea68da7e677703", "What is 7 * 3?", "21"),
     ]
 
 

@@ -30,7 +30,9 @@ def a_batch(average: Any = "token", *, reference: bool = False) -> TokenBatch:
     """Nine sequences of three prompts; ratios leave 1, both signs of advantage, one masked out."""
     num_tokens = sum(LENGTHS)
     lengths = torch.tensor(LENGTHS)
-    ids = torch.randint(1, 64, (sum(PROMPTS) + num_tokens,), generator=torch.Generator().manual_seed(7))
+    ids = torch.randint(
+        1, 64, (sum(PROMPTS) + num_tokens,), generator=torch.Generator().manual_seed(7)
+    )
     advantages = torch.repeat_interleave(
         torch.tensor([1.0, -1, 0.5, -0.7, 1.3, 0.0, -2, 0.4, 1]), lengths
     )
@@ -58,9 +60,7 @@ def a_learner(objective: Objective, *, microbatch_tokens: int = 10_000, **knobs:
     model = knobs.pop("model", None) or tiny_model("llama", tied=True)
     use_packed_attention(model)
     fuse_head(model)
-    return Learner(
-        model, objective, temperature=1.0, microbatch_tokens=microbatch_tokens, **knobs
-    )
+    return Learner(model, objective, temperature=1.0, microbatch_tokens=microbatch_tokens, **knobs)
 
 
 def gradient(learner: Learner, parts: list[TokenBatch]) -> Tensor:
@@ -257,6 +257,8 @@ def test_clipping_scales_the_whole_gradient() -> None:
         learner = a_learner(objective, max_grad_norm=limit, betas=(0.0, 0.0))
         norm = learner.update(batch, lr=0.0)["grad_norm"][0]
         moments = learner.state()[1]
-        steps.append((norm, torch.cat([v.flatten() for k, v in moments.items() if k.endswith("exp_avg")])))
+        steps.append(
+            (norm, torch.cat([v.flatten() for k, v in moments.items() if k.endswith("exp_avg")]))
+        )
     assert steps[0][0] == steps[1][0]
     assert torch.isclose(steps[1][1].norm(), torch.tensor(1e-9), rtol=1e-3)

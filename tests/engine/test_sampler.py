@@ -33,14 +33,14 @@ def requests(samples: int = 3) -> list[Request]:
 def sampled(
     model: Any, sampling: Sampling, *, cache_tokens: int = 10_000, stop: Sequence[int] = (STOP,)
 ) -> dict[tuple[int, int], Completion]:
-    sampler = Sampler(
-        model, tiny_tokenizer(), stop_token_ids=stop, cache_tokens=cache_tokens
-    )
+    sampler = Sampler(model, tiny_tokenizer(), stop_token_ids=stop, cache_tokens=cache_tokens)
     found = sampler.generate(requests(), sampling, policy_version=5)
     return {(request, number): completion for request, number, completion in found}
 
 
-def slow_sample(model: Any, prompt: list[int], name: Sequence[str | int], sampling: Sampling) -> Any:
+def slow_sample(
+    model: Any, prompt: list[int], name: Sequence[str | int], sampling: Sampling
+) -> Any:
     """One sequence alone, the whole prefix recomputed for every token by transformers itself."""
     numbers = uniforms(sampling.max_tokens, "sample", *name)
     tokens: list[int] = []

@@ -1,0 +1,250 @@
+"""`archer eval`: any model on a problem file, by the function that evaluates during training.
+
+What a run or an export was trained with is what it is evaluated with: prompts, sampling, seed,
+answer pattern, and its own evaluation problems, unless something else is asked for. So the score of
+a checkpoint, measured during training, afterwards, or on its export, is one measurement. The
+weights are loaded last, without optimizer or gradients.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import logging as transformers_logging
+
+from archer.config import Config, config_from, load_config
+from archer.engine.base import Request, Sample, Sampling
+from archer.engine.local import resolve_device
+from archer.engine.sampler import Sampler
+from archer.evaluate import Evaluation, evaluate_data, write_evaluation
+from archer.export import RECIPE, Checkpoint, find_checkpoint, is_checkpoint, is_run, trained_model
+from archer.model.load import load_model, load_tokenizer, stop_token_ids
+from archer.model.packing import use_packed_attention
+from archer.setup import load_data, num_threads, open_verifiers
+from archer.terminal import Terminal, table
+from archer.types import OUTCOMES
+
+Knobs = dict[str, Any]
+
+MADE_HERE = ("tiny", "smollm2")
+"""Names that are no folder's, even where one of that name lies."""
+
+MAX_TOKENS = 512
+"""Longest completion of a model that brings no recipe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is to be measured: a model by name, an export, or a checkpoint.
+
+    Example, a run whose newest checkpoint is that of step 30:
+        Subject(label="quickstart-step-000030", recipe={...}, checkpoint=Checkpoint(...))
+    """
+
+    label: str
+    """Short, and fit for a file name."""
+    recipe: Knobs
+    """The knobs it was trained with; only `model` for a model that brings none."""
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SamplerAlone:
+    """A model that is sampled from and never trained."""
+
+    sampler: Sampler
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        return self.sampler.generate(requests, sampling, policy_version=0)
+
+
+def evaluate_model(
+    model: str,
+    *,
+    terminal: Terminal,
+    problems: Path | None = None,
+    samples: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] | None = None,
+    ks: Sequence[int] = (),
+    seed: int | None = None,
+    system: str | None = None,
+    suffix: str | None = None,
+    template: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    answer_pattern: str | None = None,
+    out: Path | None = None,
+) -> str:
+    """Measures a model, writes the result and the responses, and returns both as a text.
+
+    `model` is a hub name, a folder, a .gguf file, an export, a run or one of its checkpoints. None
+    stands for what the model was trained with; where it brings no recipe, for the default. Without
+    `problems`, a run or an export is judged by its own evaluation problems.
+
+    Raises ValueError, before weights load, for whatever is wrong with the model's name, the
+    problems, the settings or `out`.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    subject = find_subject(model)
+    config = evaluation_config(
+        subject,
+        problems=problems,
+        rollout={"max_tokens": max_tokens, "stop": stop},
+        eval={
+            "samples": samples,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+        },
+        train={"seed": seed},
+        prompt={
+            "system": system,
+            "suffix": suffix,
+            "template": template,
+            "template_args": template_args,
+        },
+        verify={"answer_pattern": answer_pattern},
+    )
+    _check_ks(ks, config.eval.samples)
+    out = out or _default_out(subject, problems)
+    _check_out(out)
+    data = load_data(config)
+    terminal.say(
+        f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
+        + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
+    )
+    engine = _open_sampler(config, subject.checkpoint)
+    with open_verifiers(config) as verifiers:
+        evaluation, groups = evaluate_data(engine, verifiers, data, config, terminal, ks=ks)
+    evaluation = replace(evaluation, model=subject.label)
+    write_evaluation(out, evaluation, groups)
+    return f"{describe(evaluation, ks)}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
+
+
+def find_subject(name: str) -> Subject:
+    """What a name stands for; ValueError for a run without a checkpoint, and a damaged one."""
+    path = Path(name).expanduser()
+    if name in MADE_HERE:
+        return Subject(label=name, recipe={"model": {"name": name}})
+    if is_run(path) or is_checkpoint(path):
+        checkpoint = find_checkpoint(path)
+        recipe = checkpoint.config.model_dump(mode="json")
+        return Subject(label=checkpoint.label, recipe=recipe, checkpoint=checkpoint)
+    if (path / RECIPE).is_file():
+        recipe = load_config(path / RECIPE).model_dump(mode="json")
+        recipe["model"].update(name=name, revision=None)
+        return Subject(label=path.resolve().name, recipe=recipe)
+    label = path.stem if name.endswith(".gguf") else path.name
+    return Subject(label=label, recipe={"model": {"name": name}})
+
+
+def evaluation_config(
+    subject: Subject, *, problems: Path | None, **given: Mapping[str, Any]
+) -> Config:
+    """The subject's recipe with what was asked for laid over it, section by section.
+
+    Its training problems are left out, and what only training reads stands as it is.
+    """
+    tree: Knobs = {
+        "data": {"train": [{"source": "none"}]},
+        "rollout": {"problems": 1, "samples": 1, "max_tokens": MAX_TOKENS},
+        "update": {"minibatch": 1, "learning_rate": 1.0},
+        "train": {"steps": 1},
+        **subject.recipe,
+    }
+    for section, knobs in given.items():
+        asked = {name: value for name, value in knobs.items() if value is not None}
+        tree[section] = {**tree.get(section, {}), **asked}
+    tree["rollout"]["overlong"] = {}
+    if tree["model"].get("device") == "cuda":  # one may well evaluate where there is none
+        tree["model"] = {**tree["model"], "device": "auto"}
+    if problems is not None:
+        # As long as the context holds them.
+        evaluated = [{"source": str(problems)}]
+        tree["data"] = {**tree["data"], "evaluate": evaluated, "max_prompt_tokens": 2**31}
+    elif not tree["data"].get("evaluate"):
+        raise ValueError(
+            f"{subject.label} brings no evaluation problems; name a file with --problems"
+        )
+    config = config_from(tree, where="archer eval")
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": ()})})
+
+
+def describe(evaluation: Evaluation, ks: Sequence[int] = ()) -> str:
+    """The result as a table of at most 80 columns."""
+    score = evaluation.score
+    rows = [
+        (
+            f"avg@{evaluation.samples}",
+            f"{score['mean']:.3f}",
+            f"[{score['low']:.3f}, {score['high']:.3f}]",
+        )
+    ]
+    rows += [(f"pass@{k}", f"{value:.3f}", "") for k, value in evaluation.pass_at.items()]
+    rows += [(f"pass@{k}", "-", "too few verdicts") for k in ks if str(k) not in evaluation.pass_at]
+    rows.append(("truncated", f"{evaluation.truncated:.3f}", ""))
+    rows.append(("tokens a response", f"{evaluation.mean_tokens:.1f}", ""))
+    if len(evaluation.by_source) > 1:
+        rows += [
+            (f"avg on {name or 'no source'}"[:46], f"{value:.3f}", "")
+            for name, value in evaluation.by_source.items()
+        ]
+    found = evaluation.outcomes
+    outcomes = " · ".join(f"{found[name]} {name}" for name in OUTCOMES if found.get(name))
+    header = (f"{evaluation.model}: {evaluation.problems} problems"[:46], "", "95 % interval")
+    return f"{table(rows, header)}\n\nverdicts: {outcomes}"
+
+
+def _check_ks(ks: Sequence[int], samples: int) -> None:
+    for k in ks:
+        if not 1 <= k <= samples:
+            raise ValueError(
+                f"pass@{k} cannot be measured with {samples} samples a problem; "
+                f"give --samples {max(k, 1)} or a --k from 1 to {samples}"
+            )
+
+
+def _default_out(subject: Subject, problems: Path | None) -> Path:
+    """The first name that is free: evals/MODEL-PROBLEMS.json, then -2, -3 and so on."""
+    stem = f"{subject.label}-{problems.stem}" if problems else subject.label
+    names = (f"{stem}.json" if n == 1 else f"{stem}-{n}.json" for n in count(1))
+    return next(path for name in names if not (path := Path("evals") / name).exists())
+
+
+def _check_out(out: Path) -> None:
+    """Finds out before the work is done whether its result can be written."""
+    for path in (out, out.with_suffix(".jsonl")):
+        if path.exists():
+            raise ValueError(f"{path} is there already; give another --out")
+    if out.suffix == ".jsonl":
+        raise ValueError(f"{out}: the responses go beside it as .jsonl; give --out a .json file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):
+        pass
+
+
+def _open_sampler(config: Config, checkpoint: Checkpoint | None) -> SamplerAlone:
+    torch.set_num_threads(num_threads(config))
+    device, origin = resolve_device(config.model.device), config.model
+    if checkpoint is not None:
+        model = trained_model(checkpoint, dtype=origin.dtype, device=device)
+    else:
+        model = load_model(origin.name, dtype=origin.dtype, device=device, revision=origin.revision)
+    tokenizer = load_tokenizer(origin.name, revision=origin.revision)
+    use_packed_attention(model)
+    model.eval()
+    sampler = Sampler(
+        model,
+        tokenizer,
+        stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+        cache_tokens=config.rollout.cache_tokens,
+    )
+    return SamplerAlone(sampler)

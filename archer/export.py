@@ -1,0 +1,268 @@
+"""`archer export`: from a checkpoint to a Hugging Face folder that anyone can load, and a check of it.
+
+The folder holds safetensors, tokenizer, chat template, generation config, a model card, the recipe
+(`archer.toml`, from which `archer eval` takes its settings) and `parity.json`: how far the log-probs
+of the reloaded folder, the live weights and the sampler were apart. It is written aside and renamed
+when that is known. Nothing is uploaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import logging as transformers_logging
+
+import archer
+from archer.config import Config, config_toml, load_config
+from archer.engine.local import WEIGHTS
+from archer.model.load import load_config as load_model_config
+from archer.model.load import load_model, load_tokenizer
+from archer.parity import PARITY, Difference, Parity, compare, read_responses, reload
+from archer.records import sync_folder
+from archer.run import MANIFEST, State, checkpoint_steps, read_checkpoint
+from archer.terminal import Terminal, table
+
+RECIPE, DIFFERENCES = "archer.toml", "parity.json"
+
+BROKEN = 0.1
+"""Mean difference in nats beyond which an export is not of these weights; bfloat16's own rounding
+stays far below it."""
+
+
+class ParityBroken(RuntimeError):
+    """The exported folder does not compute what was trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint of a run, with the recipe that it was trained by.
+
+    Example:
+        Checkpoint(folder=Path("runs/quickstart/checkpoints/step-000030"),
+                   run=Path("runs/quickstart"), config=..., state=State(step=30, ...))
+    """
+
+    folder: Path
+    run: Path
+    config: Config
+    state: State
+
+    @property
+    def label(self) -> str:
+        return f"{self.run.resolve().name}-{self.folder.name}"
+
+
+def export(checkpoint: Path, out: Path, *, dtype: str, terminal: Terminal) -> str:
+    """Writes the newest checkpoint of a run, or the one that is named, to the new folder `out`.
+
+    Raises ValueError for a folder that is no checkpoint, a damaged one, or an `out` that is in use;
+    ParityBroken when the reloaded folder gives other log-probs than what was trained.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not empty; name a new folder")
+    found = find_checkpoint(checkpoint)
+    terminal.say(f"exporting {found.folder} in {dtype}")
+    with _written_aside(out) as aside:
+        _write_model(found, aside, dtype)
+        terminal.say("loading it again in a fresh process, to compare log-probs")
+        responses = read_responses(found.folder / PARITY)
+        parity = compare(responses, reload(aside, found.folder / PARITY), dtype=dtype)
+        if parity.live_exported.mean > BROKEN:
+            raise ParityBroken(
+                f"the exported model gives other log-probs than the trained one, by "
+                f"{parity.live_exported.mean:.3g} nats a token: {out} is not written; please "
+                "report this with the recipe"
+            )
+        (aside / DIFFERENCES).write_text(json.dumps(asdict(parity), indent=1) + "\n")
+        (aside / "README.md").write_text(_card(found, parity), encoding="utf-8")
+    return f"{out}: step {found.state.step} of {found.run}, {dtype}\n\n" + describe_parity(parity)
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in this folder, or the newest one of the run in it, checked against its sums.
+
+    Raises ValueError when there is none, and when it is damaged.
+    """
+    if is_run(path):
+        steps = checkpoint_steps(path)
+        if not steps:
+            raise ValueError(f"{path} has no complete checkpoint yet; train it first")
+        path = path / "checkpoints" / f"step-{steps[-1]:06d}"
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}; name a run or one of its checkpoints")
+    if not is_checkpoint(path):
+        raise ValueError(
+            f"{path} is neither a run (it has no config.toml) nor a checkpoint (no {MANIFEST}); "
+            "name a run such as runs/quickstart, or a folder in its checkpoints/"
+        )
+    run = path.resolve().parents[1]
+    if not (run / "config.toml").is_file():
+        raise ValueError(
+            f"{path} is no longer in its run: no config.toml in {run}; put it back, or name the run"
+        )
+    state = read_checkpoint(path)
+    shown = path.parents[1] if len(path.parents) > 1 else run
+    return Checkpoint(folder=path, run=shown, config=load_config(run / "config.toml"), state=state)
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.toml").is_file()
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def trained_model(checkpoint: Checkpoint, *, dtype: str, device: torch.device) -> Any:
+    """The recipe's model as transformers makes it, with the checkpoint's weights.
+
+    Raises ValueError when the checkpoint's names and shapes are another model's.
+    """
+    origin = checkpoint.config.model
+    model = load_model(origin.name, dtype=dtype, device=device, revision=origin.revision)
+    weights = load_file(checkpoint.folder / WEIGHTS)
+    own = dict(model.named_parameters())
+    if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
+        raise ValueError(
+            f"{checkpoint.folder} holds the weights of another model than model.name = "
+            f"{origin.name!r} has now; give the run's config.toml the model it was trained from"
+        )
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])
+    return model
+
+
+def describe_parity(parity: Parity) -> str:
+    """The three differences as a table."""
+    rows = [
+        _row("live - exported", parity.live_exported),
+        _row("live - sampler", parity.live_sampler),
+        _row("sampler - exported", parity.sampler_exported),
+    ]
+    header = (f"log-probs of {parity.tokens} tokens", "largest difference", "mean")
+    return table(rows, header)
+
+
+def _row(name: str, difference: Difference) -> tuple[str, ...]:
+    return name, f"{difference.max:.1e}", f"{difference.mean:.1e}"
+
+
+def _write_model(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    config = checkpoint.config
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model = trained_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
+    # As its makers wrote it: for training, the cache and all that is random were switched off.
+    model.config = load_model_config(config.model.name, revision=config.model.revision)
+    model.save_pretrained(folder)
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
+    if config.prompt.template not in ("model", "raw"):
+        tokenizer.chat_template = Path(config.prompt.template).expanduser().read_text("utf-8")
+        prompt = config.prompt.model_copy(update={"template": "model"})
+        config = config.model_copy(update={"prompt": prompt})
+    tokenizer.save_pretrained(folder)
+    (folder / RECIPE).write_text(config_toml(config), encoding="utf-8")
+
+
+@contextmanager
+def _written_aside(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` when the block ends well, and is removed if not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.aside")
+    aside.mkdir()
+    try:
+        yield aside
+        for path in aside.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        os.rename(aside, out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# ------------------------------------------------------------------ the card
+
+HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+def _card(checkpoint: Checkpoint, parity: Parity) -> str:
+    """A model card with what one needs to judge the weights, and to train them again."""
+    config, run = checkpoint.config, checkpoint.run
+    base = HUB_NAMES.get(config.model.name, config.model.name)
+    is_hub_name = base.count("/") == 1 and not Path(base).exists()
+    head = ["---", "library_name: transformers", *([f"base_model: {base}"] if is_hub_name else [])]
+    head += ["tags: [reinforcement-learning, reasoning, archer]", "---"]
+    text = [
+        *head,
+        f"# {checkpoint.label}",
+        "",
+        f"{base}, trained for {checkpoint.state.step} steps with the loss `{config.loss.name}` by "
+        f"archer {archer.__version__}: reinforcement learning from verifiable rewards.",
+        "",
+        "## Scores",
+        "",
+        *_scores(run, checkpoint.state.step),
+        "",
+        "## Prompts",
+        "",
+        f"System message: {config.prompt.system!r}. Appended to each question: "
+        f"{config.prompt.suffix!r}. Template: `{config.prompt.template}`"
+        + (f", with {config.prompt.template_args}." if config.prompt.template_args else "."),
+        "",
+        "## Log-probs",
+        "",
+        f"{parity.responses} responses scored by this folder, loaded again in a fresh process, "
+        f"differ from what the trained weights gave by at most {parity.live_exported.max:.1e} nats "
+        f"a token (mean {parity.live_exported.mean:.1e}); the sampler from the trained weights by "
+        f"at most {parity.live_sampler.max:.1e}. All numbers are in `{DIFFERENCES}`.",
+        "",
+        "## Data",
+        "",
+        *_data(run),
+        "",
+        "## Recipe",
+        "",
+        "```toml",
+        config_toml(config).rstrip(),
+        "```",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _scores(run: Path, step: int) -> list[str]:
+    """The first evaluation of the run and the last one up to this step, as table rows."""
+    names = sorted((run / "eval").glob("step-*.json"))
+    reached = [path for path in names if int(path.stem.removeprefix("step-")) <= step]
+    if not reached:
+        return ["This run was not evaluated up to this step."]
+    lines = ["| step | score | 95 % interval | problems | samples |", "|--:|--:|--:|--:|--:|"]
+    for path in dict.fromkeys((reached[0], reached[-1])):
+        found = json.loads(path.read_text())
+        score = found["score"]
+        lines.append(
+            f"| {int(path.stem.removeprefix('step-'))} | {score['mean']:.3f} | "
+            f"{score['low']:.3f} to {score['high']:.3f} | {found['problems']} | "
+            f"{found['samples']} |"
+        )
+    return lines
+
+
+def _data(run: Path) -> list[str]:
+    path = run / "environment.json"
+    if not path.is_file():
+        return ["The run's environment.json is not there."]
+    data = json.loads(path.read_text())["data"]
+    return [
+        f"- {part}: {data[part]} problems, hash `{data['hashes'][part]}`"
+        for part in ("train", "evaluate")
+    ]
