@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from archer.terminal import Terminal
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if strange or not hasattr(options, "overrides"):
             parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
         options.overrides += rest
+    from safetensors import SafetensorError
+
     from archer.terminal import Terminal
 
     terminal = Terminal(quiet=getattr(options, "quiet", False))
@@ -38,23 +41,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options, terminal)
     except ValueError as error:
         return _fail(str(error), USER_MISTAKE)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            place = error.filename or "the run folder"
-            cure = "free some space and give the same command again; what was written is intact"
-            return _fail(f"the disk is full ({place}): {cure}", USER_MISTAKE)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _fail(f"{error.filename}: {error.strerror}; give another folder", USER_MISTAKE)
-        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED
+    except (OSError, SafetensorError) as error:
+        message = _file_trouble(error)
+        if message is None:
+            raise
+        return _fail(message, USER_MISTAKE)
     except KeyboardInterrupt:
-        return _fail("stopped at once; the same command continues from the newest checkpoint", 130)
+        return _fail("stopped at once; the same command continues where this one was", 130)
     except RuntimeError as error:
-        if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients"):
+        if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
             return _fail(str(error), STOPPED)
         raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+def _file_trouble(error: Exception) -> str | None:
+    """What a person can do about a file that cannot be written; None for a fault of ours."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:  # safetensors says it in words alone
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else None
+    place = getattr(error, "filename", None)
+    if number in FULL:
+        where = f" ({place})" if place else ""
+        return (
+            f"no more can be written{where}: {os.strerror(number)}; free some space and give the "
+            "same command again, what was written is intact"
+        )
+    if number in UNWRITABLE:
+        return f"{place}: {os.strerror(number)}; give another folder"
+    return None
 
 
 def _fail(message: str, code: int) -> int:
@@ -62,8 +84,15 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_fail(f"{message}; see {self.prog} --help", USER_MISTAKE))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="archer",
         description="Train language models to reason, with reinforcement learning from verifiable "
         "rewards.",
@@ -114,19 +143,39 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--cpu-seconds", type=float, default=5.0, help="that a verdict may take")
 
     made = add("eval", _eval, "score a model on a problem file: avg@k, pass@k, intervals")
-    made.add_argument("model", metavar="MODEL", help="hub name, folder, or a run's checkpoint")
-    made.add_argument("--problems", type=Path, required=True, metavar="FILE.jsonl")
-    made.add_argument("--samples", type=int, default=1, metavar="K", help="completions per problem")
-    made.add_argument("--max-tokens", type=int, default=512, help="longest completion")
-    made.add_argument("--temperature", type=float, default=1.0)
-    made.add_argument("--top-p", type=float, default=1.0)
-    made.add_argument("--k", type=int, action="append", default=[], help="report pass@k for this k")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--system", help="system message")
-    made.add_argument("--suffix", default="", help="appended to every prompt")
-    made.add_argument("--template", default="model", help="model, raw, or a Jinja file")
-    made.add_argument("--answer-pattern", default="box", help="box, number, or a regex")
-    made.add_argument("--out", type=Path, metavar="FILE.json", help="result; responses beside it")
+    made.description = (
+        "Score a model on a problem file. What is not given is as the run or the export was "
+        "trained; the values in brackets stand for models that were not trained here."
+    )
+    made.add_argument(
+        "model",
+        metavar="MODEL",
+        help="hub name, folder, .gguf file, smollm2, an export, a run or one of its checkpoints",
+    )
+    made.add_argument(
+        "--problems", type=Path, metavar="FILE.jsonl", help="(the run's own evaluation problems)"
+    )
+    made.add_argument("--samples", type=int, metavar="K", help="completions per problem (1)")
+    made.add_argument("--max-tokens", type=int, metavar="N", help="longest completion (512)")
+    made.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1)")
+    made.add_argument("--top-p", type=float, metavar="P", help="(1)")
+    made.add_argument(
+        "--stop", action="append", metavar="TEXT", help="a text that ends a completion"
+    )
+    made.add_argument(
+        "--k", type=int, action="append", default=[], metavar="K", help="report pass@K for this K"
+    )
+    made.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
+    made.add_argument("--system", metavar="TEXT", help="system message")
+    made.add_argument("--suffix", metavar="TEXT", help="appended to every prompt")
+    made.add_argument("--template", metavar="T", help="model, raw, or a Jinja file (model)")
+    made.add_argument(
+        "--template-arg", action="append", default=[], metavar="KEY=VALUE", help="of the template"
+    )
+    made.add_argument("--answer-pattern", metavar="P", help="box, number, or a regex (box)")
+    made.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="result; responses go beside it (evals/...)"
+    )
 
     made = add("export", _export, "write a checkpoint as a Hugging Face folder, and check it")
     made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="or a run folder")
@@ -156,9 +205,9 @@ def _train(options: argparse.Namespace, terminal: Terminal) -> int:
     from archer.train import train
 
     trained = train(config, folder, terminal, fork=options.fork)
-    if trained.interrupted and trained.state.step < config.train.steps:
+    if trained.stopped_by:
         terminal.result(f"stopped after step {trained.state.step}; the same command goes on")
-        return 130
+        return 128 + trained.stopped_by
     terminal.result(summary(trained.folder))
     return 0
 
@@ -172,19 +221,20 @@ def _plan(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
-    from archer.prepare import prepare, read_arguments
+    from archer.prepare import parse_args, prepare
 
-    arguments = read_arguments(options.arg)
     with terminal.bar("prepare", options.limit or 0) as advance:
-        prepared = prepare(
+        done = prepare(
             options.source,
             options.out,
             limit=options.limit,
             seed=options.seed,
-            args=arguments,
-            progress=lambda done: advance(done, 0),
+            args=parse_args(options.arg),
+            progress=lambda rows: advance(rows, 0),
         )
-    terminal.result(prepared.describe())
+    dropped = "".join(f", {count} dropped ({reason})" for reason, count in done.dropped.items())
+    terminal.result(f"{done.rows_out} problems from {done.rows_in} rows{dropped}")
+    terminal.result(f"{done.out}, and its card {done.card}")
     return 0
 
 
@@ -206,9 +256,28 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
 
 def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
     from archer.evaluate_model import evaluate_model
+    from archer.prepare import parse_args
 
-    settings: dict[str, Any] = vars(options)
-    terminal.result(evaluate_model(settings, terminal))
+    terminal.result(
+        evaluate_model(
+            options.model,
+            terminal=terminal,
+            problems=options.problems,
+            samples=options.samples,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            stop=options.stop,
+            ks=options.k,
+            seed=options.seed,
+            system=options.system,
+            suffix=options.suffix,
+            template=options.template,
+            template_args=parse_args(options.template_arg) or None,
+            answer_pattern=options.answer_pattern,
+            out=options.out,
+        )
+    )
     return 0
 
 

@@ -33,11 +33,11 @@ class ModelConfig(Section):
     """The weights that training starts from."""
 
     name: str
-    """Hub name, local folder or .gguf file; `smollm2` is the small real model, `tiny` a random one."""
+    """Hub name, local folder or .gguf file; `smollm2`: a small real model, `tiny`: a random one."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward pass; master weights are always float32. auto: bfloat16 on CUDA, else float32."""
+    """Of the forward pass; masters are always float32. auto: bfloat16 on CUDA, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
     threads: int = Field(default=0, ge=0)
@@ -67,7 +67,7 @@ class SourceConfig(Section):
     count: int | None = Field(default=None, ge=1)
     """How many problems to take; generated tasks need it."""
     seed: int = 0
-    """Of generated tasks."""
+    """Of generated tasks, and of the draw from a file that has a count."""
     args: dict[str, Any] = {}
     """Arguments of a generated task."""
     prompt: str | None = None
@@ -118,7 +118,7 @@ class RolloutConfig(Section):
     stop: tuple[str, ...] = ()
     """Strings that end a completion, beside the model's own stop tokens."""
     filter: Literal["keep", "drop", "refill"] = "drop"
-    """Groups whose answers all score the same: keep them, drop them, or drop and draw others."""
+    """Groups whose answers all score alike: keep them, drop them, or drop and draw others."""
     max_rounds: int = Field(default=10, ge=1)
     """With refill: draws per step before it goes on with what it has."""
     cache_tokens: int = Field(default=65536, ge=1)
@@ -208,7 +208,7 @@ class UpdateConfig(Section):
     constant: float | None = Field(default=None, gt=0)
     """Divisor of a sequence's sum with average = constant; the token limit if not given."""
     old_logp: Literal["score", "sampler"] = "score"
-    """Old log-probs from a pass of the learner, or taken from the in-process sampler as they are."""
+    """Old log-probs from a pass of the learner, or the in-process sampler's as they are."""
     recompute_partition: bool = False
     """Part tokens by the present entropy at every update, as the released code does."""
     learning_rate: float = Field(gt=0)

@@ -77,7 +77,7 @@ def _packages() -> list[tuple[str, ...]]:
 
 
 def _extras(cures: list[str]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for extra, (packages, purpose) in EXTRAS.items():
         found = [version(name) for name in packages]
         rows.append((extra, ", ".join(v or "missing" for v in found), purpose))

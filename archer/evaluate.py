@@ -131,7 +131,9 @@ def summarise_groups(
     A k of `ks` for which errors leave some problem too few verdicts is not in `pass_at`.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    outcomes: dict[str, int] = {name: sum(r.verdict.outcome == name for r in rollouts) for name in OUTCOMES}
+    outcomes: dict[str, int] = {
+        name: sum(r.verdict.outcome == name for r in rollouts) for name in OUTCOMES
+    }
     scores = [
         [r.verdict.score for r in group.rollouts if r.verdict.outcome != "error"]
         for group in groups
@@ -169,6 +171,7 @@ def write_evaluation(path: Path, evaluation: Evaluation, groups: Sequence[Group]
 
 
 def read_evaluation(path: Path) -> Evaluation:
+    """What `write_evaluation` wrote, without the responses."""
     return Evaluation(**json.loads(path.read_text()))
 
 

@@ -92,7 +92,7 @@ def evaluate_model(
     Raises ValueError, before weights load, for whatever is wrong with the model's name, the
     problems, the settings or `out`.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     subject = find_subject(model)
     config = evaluation_config(
         subject,
@@ -121,8 +121,8 @@ def evaluate_model(
         f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
     )
-    engine = _open_sampler(config, subject.checkpoint)
     with open_verifiers(config) as verifiers:
+        engine = _open_sampler(config, subject.checkpoint)
         evaluation, groups = evaluate_data(engine, verifiers, data, config, terminal, ks=ks)
     evaluation = replace(evaluation, model=subject.label)
     write_evaluation(out, evaluation, groups)
@@ -181,7 +181,7 @@ def evaluation_config(
 def describe(evaluation: Evaluation, ks: Sequence[int] = ()) -> str:
     """The result as a table of at most 80 columns."""
     score = evaluation.score
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"avg@{evaluation.samples}",
             f"{score['mean']:.3f}",

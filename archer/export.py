@@ -1,9 +1,9 @@
-"""`archer export`: from a checkpoint to a Hugging Face folder that anyone can load, and a check of it.
+"""`archer export`: from a checkpoint to a Hugging Face folder that anyone can load, and its check.
 
 The folder holds safetensors, tokenizer, chat template, generation config, a model card, the recipe
-(`archer.toml`, from which `archer eval` takes its settings) and `parity.json`: how far the log-probs
-of the reloaded folder, the live weights and the sampler were apart. It is written aside and renamed
-when that is known. Nothing is uploaded.
+(`archer.toml`, from which `archer eval` takes its settings) and `parity.json`: how far apart the
+log-probs of the reloaded folder, of the live weights and of the sampler were. It is written aside
+and renamed when that is known. Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -115,10 +115,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_run(path: Path) -> bool:
+    """Whether this is a run's folder."""
     return (path / "config.toml").is_file()
 
 
 def is_checkpoint(path: Path) -> bool:
+    """Whether this is a complete checkpoint's folder."""
     return (path / MANIFEST).is_file()
 
 
@@ -159,7 +161,7 @@ def _row(name: str, difference: Difference) -> tuple[str, ...]:
 
 def _write_model(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     config = checkpoint.config
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     model = trained_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
     # As its makers wrote it: for training, the cache and all that is random were switched off.
     model.config = load_model_config(config.model.name, revision=config.model.revision)

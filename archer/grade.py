@@ -190,7 +190,7 @@ def _tally(out: Path) -> tuple[dict[str, int], float | None]:
 
 
 def _describe(outcomes: Mapping[str, int], score: float | None) -> str:
-    rows = [(name, str(count)) for name, count in outcomes.items() if count]
+    rows: list[tuple[str, ...]] = [(name, str(count)) for name, count in outcomes.items() if count]
     rows.append(("mean score", "-" if score is None else f"{score:.4f}"))
     text = table(rows, ("verdict", "responses"))
     if outcomes["error"]:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +20,16 @@ import numpy as np
 from archer.data.problems import to_problem, to_row
 from archer.types import Completion, Group, Rollout, Verdict
 
+PARTIAL = ".partial"
+"""Ending of what is being written; whoever opens a run folder removes what a kill left of it."""
+
 ARRAYS = ("token_ids", "logps", "entropies")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that is complete or not there: written aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with open(aside, "wb") as file:
             yield file
@@ -46,21 +50,37 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def save_groups(path: Path, groups: Sequence[Group], position: int) -> None:
-    """A step's judged groups, to the last bit, with the stream's position behind them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGroups:
+    """A step's judged groups, and what sampling them left behind."""
+
+    groups: list[Group]
+    position: int
+    """Of the problem stream, behind the last problem drawn."""
+    ledger: dict[str, float]
+    """What the verifiers did for them."""
+
+
+def save_groups(path: Path, step: StepGroups) -> None:
+    """A step's judged groups, to the last bit."""
+    groups = step.groups
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     arrays = {
         name: np.concatenate([getattr(completion, name) for completion in completions])
         for name in ARRAYS
     }
     arrays["prompt_ids"] = np.concatenate([g.rollouts[0].completion.prompt_ids for g in groups])
-    described = {"position": position, "groups": [_describe(group) for group in groups]}
+    described = {
+        "position": step.position,
+        "ledger": step.ledger,
+        "groups": [_describe(group) for group in groups],
+    }
     arrays["json"] = np.frombuffer(json.dumps(described).encode(), dtype=np.uint8)
     with written_whole(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def load_groups(path: Path) -> tuple[list[Group], int]:
+def load_groups(path: Path) -> StepGroups:
     """What `save_groups` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         described = json.loads(arrays["json"].tobytes())
@@ -82,7 +102,9 @@ def load_groups(path: Path) -> tuple[list[Group], int]:
             rollouts.append(Rollout(completion=completion, verdict=verdict, reward=row["reward"]))
         problem = to_problem(entry["problem"], where=str(path))
         groups.append(Group(problem=problem, rollouts=tuple(rollouts)))
-    return groups, described["position"]
+    return StepGroups(
+        groups=groups, position=described["position"], ledger=described["ledger"]
+    )
 
 
 def _describe(group: Group) -> dict[str, Any]:
@@ -107,6 +129,7 @@ def _describe(group: Group) -> dict[str, Any]:
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as the keys that `archer grade` writes."""
     return {
         "outcome": verdict.outcome,
         "score": verdict.score,

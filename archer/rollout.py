@@ -115,6 +115,7 @@ def sample_step(
 
 
 def train_sampling(config: RolloutConfig) -> Sampling:
+    """How the recipe samples in training."""
     return Sampling(
         max_tokens=config.max_tokens,
         temperature=config.temperature,

@@ -25,9 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from archer.config import Config, changed_knobs, config_toml, load_config
-from archer.records import load_groups, save_groups, sync_folder, written_whole
-from archer.types import Group
+from archer.config import Config, changed_knobs, config_toml, flat, load_config
+from archer.records import PARTIAL, StepGroups, load_groups, save_groups, sync_folder, written_whole
 
 MANIFEST, STATE = "manifest.json", "state.json"
 
@@ -74,12 +73,12 @@ class Run:
         """All lines so far; a line that a kill tore is not one."""
         return [row for row in _lines(self.folder / "metrics.jsonl") if row is not None]
 
-    def keep_groups(self, step: int, groups: Sequence[Group], position: int) -> None:
+    def keep_groups(self, step: int, groups: StepGroups) -> None:
         """Puts a step's judged groups on disk before they are learned from."""
-        save_groups(self.path("pending", step, ".npz"), groups, position)
+        save_groups(self.path("pending", step, ".npz"), groups)
 
-    def kept_groups(self, step: int) -> tuple[list[Group], int] | None:
-        """A step's judged groups from before a kill, with the stream's position behind them."""
+    def kept_groups(self, step: int) -> StepGroups | None:
+        """A step's judged groups from before a kill."""
         path = self.path("pending", step, ".npz")
         return load_groups(path) if path.exists() else None
 
@@ -92,7 +91,7 @@ class Run:
         best.
         """
         target = self.path("checkpoints", state.step)
-        aside = target.with_name(f".{target.name}.tmp")
+        aside = target.with_name(f".{target.name}{PARTIAL}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save(aside)
@@ -146,24 +145,36 @@ def open_run(
                 f"{folder}: cannot be written to ({error.strerror}); give another --run folder"
             ) from None
     lock = _lock(folder)
-    stored = folder / "config.toml"
-    if stored.exists() and fork is None:
-        free, fixed = changed_knobs(load_config(stored), config)
-        if fixed:
-            raise ValueError(
-                f"{folder} was begun with other knobs: {_differences(load_config(stored), config, fixed)}; "
-                "set them back, or continue in a new folder with --fork NEWDIR"
-            )
-        for name in free:
-            say(f"changed since the run began: {_differences(load_config(stored), config, [name])}")
-    with written_whole(stored) as file:
-        file.write(config_toml(config).encode())
-    run = Run(folder, config, lock)
-    state = _newest_state(folder)
-    _cut_back(run, state.step)
+    try:
+        _take_recipe(folder / "config.toml", config, say, may_differ=fork is not None)
+        run = Run(folder, config, lock)
+        state = _newest_state(folder)
+        _cut_back(run, state.step)
+    except BaseException:
+        lock.close()
+        raise
     if state.step:
         say(f"continuing after step {state.step} from {run.path('checkpoints', state.step)}")
     return run, state
+
+
+def _take_recipe(
+    stored: Path, config: Config, say: Callable[[str], None], *, may_differ: bool
+) -> None:
+    """Writes the recipe into the run; ValueError when it is not the one that the run began with."""
+    if stored.exists() and not may_differ:
+        before = load_config(stored)
+        free, fixed = changed_knobs(before, config)
+        if fixed:
+            raise ValueError(
+                f"{stored.parent} was begun with other knobs: "
+                f"{_differences(before, config, fixed)}; "
+                "set them back, or continue in a new folder with --fork NEWDIR"
+            )
+        if free:
+            say(f"changed since the run began: {_differences(before, config, free)}")
+    with written_whole(stored) as file:
+        file.write(config_toml(config).encode())
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -195,6 +206,7 @@ def read_checkpoint(folder: Path) -> State:
 
 
 def checksum(path: Path) -> str:
+    """blake2b of a file, 128 bits in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -216,7 +228,7 @@ def _cut_back(run: Run, step: int) -> None:
         for path in (run.folder / kind).glob("step-*"):
             if _step_of(path) > step or step == 0:
                 path.unlink()
-    for path in run.folder.glob("*/.step-*"):
+    for path in run.folder.rglob(f".*{PARTIAL}"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -256,8 +268,6 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _differences(before: Config, after: Config, names: Sequence[str]) -> str:
-    from archer.config import flat
-
     old, new = flat(before), flat(after)
     return ", ".join(f"{name} = {old.get(name)!r} -> {new.get(name)!r}" for name in names)
 

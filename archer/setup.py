@@ -1,4 +1,4 @@
-"""From a recipe to what a command needs: problems, prompts, engine, verifiers. Checked in order of cost.
+"""From a recipe to what a command needs: problems, prompts, engine, verifiers.
 
 Everything that can be wrong with a recipe, its data and its prompts is found before a weight is
 loaded: names of losses and knobs first, then problems, then the tokenizer and every prompt's
@@ -21,9 +21,10 @@ from archer.data.sources import SourceCount, SourceSpec, train_and_eval
 from archer.engine.choices import choose_advantage, choose_objective, choose_pick
 from archer.engine.local import LocalEngine, resolve_device
 from archer.model.load import load_config, load_model, load_tokenizer
-from archer.model.prompts import Renderer, RenderedPrompt
+from archer.model.prompts import RenderedPrompt, Renderer
 from archer.rollout import Render
 from archer.types import Problem
+from archer.verify.extract import check_answer_pattern
 from archer.verify.pool import Verifiers, WorkerPool
 from archer.verify.verifiers import VERIFIERS
 
@@ -50,10 +51,14 @@ class Data:
 
 
 def check_recipe(config: Config) -> None:
-    """Finds unknown losses, advantages and knobs. ValueError with the nearest right one."""
+    """Finds unknown losses, advantages and knobs, and patterns that are none.
+
+    ValueError with the nearest right name.
+    """
     choose_objective(config)
     choose_pick(config)
     choose_advantage(config)
+    check_answer_pattern(config.verify.answer_pattern)
 
 
 def load_data(config: Config) -> Data:
@@ -94,8 +99,8 @@ def load_data(config: Config) -> Data:
     context = load_config(config.model.name, revision=config.model.revision).max_position_embeddings
     if longest + answer > context:
         raise ValueError(
-            f"prompts of up to {longest} and completions of up to {answer} tokens need a context of "
-            f"{longest + answer}, {config.model.name} has {context}: lower rollout.max_tokens "
+            f"prompts of up to {longest} and completions of up to {answer} tokens need a context "
+            f"of {longest + answer}, {config.model.name} has {context}: lower rollout.max_tokens "
             "(--max-tokens of archer eval)"
         )
     return Data(
@@ -137,6 +142,7 @@ def open_engine(config: Config) -> LocalEngine:
 
 
 def open_verifiers(config: Config) -> Verifiers:
+    """Starts a pool of verifiers on this machine; no process until the first slow verdict."""
     return WorkerPool(
         workers=config.verify.workers or num_cores(),
         cpu_seconds=config.verify.cpu_seconds,
@@ -150,6 +156,7 @@ def num_cores() -> int:
 
 
 def num_threads(config: Config) -> int:
+    """Threads that torch computes with."""
     return config.model.threads or num_cores()
 
 

@@ -74,6 +74,7 @@ def check_sinks(names: Sequence[str]) -> None:
 def open_sinks(
     names: Sequence[str], folder: Path, project: str, step: int, recipe: Mapping[str, Any]
 ) -> list[Sink]:
+    """Opens the services that a recipe names."""
     return [
         SINKS[name][1](importlib.import_module(SINKS[name][0]), folder, project, step, recipe)
         for name in names

@@ -11,7 +11,6 @@ import math
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -41,7 +40,7 @@ from archer.engine.base import Engine
 from archer.engine.choices import choose_advantage, choose_pick, needs_greedy
 from archer.evaluate import evaluate_data, write_evaluation
 from archer.randomness import permutation, uniforms
-from archer.records import write_arrays, write_rollouts, written_whole
+from archer.records import StepGroups, write_arrays, write_rollouts, written_whole
 from archer.rollout import (
     check_errors,
     greedy_rewards,
@@ -62,8 +61,8 @@ class Trained:
 
     folder: Path
     state: State
-    interrupted: bool
-    """By Ctrl-C or SIGTERM; the same command continues."""
+    stopped_by: int
+    """Number of the signal that ended it before its last step, 0 if none did."""
 
 
 @dataclass(slots=True)
@@ -79,6 +78,13 @@ class Clock:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether the run was asked to stop, and by which signal."""
+
+    signal: int = 0
 
 
 class Interrupted(Exception):
@@ -115,7 +121,8 @@ def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None
         finally:
             for sink in sinks:
                 sink.close()
-    return Trained(folder=run.folder, state=state, interrupted=stop.is_set())
+    stopped_by = stop.signal if state.step < config.train.steps else 0
+    return Trained(folder=run.folder, state=state, stopped_by=stopped_by)
 
 
 @dataclass(slots=True)
@@ -129,20 +136,20 @@ class Loop:
     verifiers: Verifiers
     terminal: Terminal
     sinks: Sequence[Sink]
-    stop: threading.Event
+    stop: Stop
 
     def until_done(self, state: State) -> State:
         config, saved = self.config, state.step
         stream = ProblemStream(self.data.train, config.train.seed)
         if state.step == 0 and self.data.evaluate:
             state = self._evaluate(state, {})
-        while state.step < config.train.steps and not self.stop.is_set():
+        while state.step < config.train.steps and not self.stop.signal:
             try:
                 state = self._step(state, stream)
             except Interrupted:
                 break
             due = state.step % config.checkpoint.every == 0 or state.step == config.train.steps
-            if due or self.stop.is_set():
+            if due or self.stop.signal:
                 self._checkpoint(state)
                 saved = state.step
         if state.step > saved:
@@ -168,7 +175,8 @@ class Loop:
         config, step, clock = self.config, before.step + 1, Clock()
         with clock.time("step"):
             with clock.time("rollout"):
-                groups, position = self._groups(step, before.position, stream)
+                sampled = self._groups(step, before.position, stream)
+            groups = sampled.groups
             verdicts = [rollout.verdict for group in groups for rollout in group.rollouts]
             check_errors(verdicts, config.verify.max_error_share)
             teach, counts = select_step(groups, config.rollout)
@@ -180,7 +188,7 @@ class Loop:
             with clock.time("publish"):
                 self.engine.publish()
             write_rollouts(self.run.path("rollouts", step, ".jsonl"), groups, advantages)
-        state = replace(before, step=step, position=position)
+        state = replace(before, step=step, position=sampled.position)
         metrics = {
             "kl": None,
             "grad_norm": None,
@@ -191,10 +199,10 @@ class Loop:
             "updates/skipped": int(tallies.get("updates/skipped", (0, 0))[0]),
             "tokens/trained": int(tallies.get("tokens/trained", (0, 0))[0]),
             "lr": lr,
-            "position": position,
+            "position": sampled.position,
             "entropy_coefficient": before.entropy_coefficient,
             **{f"seconds/{part}": seconds for part, seconds in clock.seconds.items()},
-            **self.verifiers.ledger(),
+            **sampled.ledger,
             "memory/peak_gb": peak_gb(),
         }
         if config.entropy.target is not None:
@@ -214,17 +222,18 @@ class Loop:
             self._log(step, metrics)
         return state
 
-    def _groups(self, step: int, position: int, stream: ProblemStream) -> tuple[list[Group], int]:
+    def _groups(self, step: int, position: int, stream: ProblemStream) -> StepGroups:
         """A step's judged groups: from before a kill if they are on disk, else sampled now."""
         kept = self.run.kept_groups(step)
         if kept is not None:
             self.terminal.say(f"step {step}: judged groups are on disk, not sampled again")
             return kept
         rollout = self.config.rollout
+        self.verifiers.ledger()  # what evaluation left in it is not this step's
         with self.terminal.bar(f"step {step}", rollout.problems * rollout.samples) as advance:
 
             def progress(done: int, tokens: int) -> None:
-                if self.stop.is_set():
+                if self.stop.signal:
                     raise Interrupted
                 advance(done, tokens)
 
@@ -239,8 +248,9 @@ class Loop:
                 position=position,
                 progress=progress,
             )
-        self.run.keep_groups(step, groups, position)
-        return groups, position
+        sampled = StepGroups(groups=groups, position=position, ledger=self.verifiers.ledger())
+        self.run.keep_groups(step, sampled)
+        return sampled
 
     def _learn(
         self,
@@ -409,9 +419,8 @@ def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
             f"{metrics['seconds/step']:.1f} s",
         ]
     if "eval/mean" in metrics:
-        parts.append(
-            f"eval {metrics['eval/mean']:.3f} [{metrics['eval/low']:.3f}, {metrics['eval/high']:.3f}]"
-        )
+        low, high = metrics["eval/low"], metrics["eval/high"]
+        parts.append(f"eval {metrics['eval/mean']:.3f} [{low:.3f}, {high:.3f}]")
     return "  ".join(parts)
 
 
@@ -428,14 +437,14 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set the event that is yielded; a second Ctrl-C stops at once."""
-    stop = threading.Event()
+def _stop_requests() -> Iterator[Stop]:
+    """SIGTERM and Ctrl-C are noted in what is yielded; a second one stops at once."""
+    stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop.signal:
             raise KeyboardInterrupt
-        stop.set()
+        stop.signal = number
         print(
             "\nstopping at the next safe point, with a checkpoint; again to stop at once",
             file=sys.stderr,

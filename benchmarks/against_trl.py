@@ -26,16 +26,18 @@ TRL_BATCHES = (8, 32)
 
 
 def reward(response: str) -> float:
+    """A number in [0, 1] that the response alone decides."""
     return hashlib.blake2b(response.encode(), digest_size=1).digest()[0] / 255
 
 
 def ours() -> Callable[[], int]:
+    """Steps of archer's own loop, rollout files and judged groups on disk included."""
     from archer.config import config_from
     from archer.data.problems import write_problems
     from archer.run import State, open_run
     from archer.setup import load_data, open_engine
     from archer.terminal import Terminal
-    from archer.train import Loop, ProblemStream
+    from archer.train import Loop, ProblemStream, Stop
     from archer.types import Problem
 
     folder = Path(tempfile.mkdtemp())
@@ -58,7 +60,7 @@ def ours() -> Callable[[], int]:
     run, state = open_run(folder / "run", config, say=terminal.say)
     engine = open_engine(config)
     engine.sampler.stop_token_ids = frozenset()
-    loop = Loop(run, config, data, engine, _Hashed(), terminal, [], threading.Event())
+    loop = Loop(run, config, data, engine, _Hashed(), terminal, [], Stop())
     stream = ProblemStream(data.train, 0)
     states: list[State] = [state]
 

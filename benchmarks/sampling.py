@@ -17,6 +17,7 @@ from work import PROMPTS, SAMPLES, TOKENS, model_and_tokenizer, prompt_ids
 
 
 def ours() -> Callable[[], int]:
+    """archer's sampler."""
     from archer.engine.base import Request, Sampling
     from archer.engine.sampler import Sampler
     from archer.model.packing import use_packed_attention
@@ -37,6 +38,7 @@ def ours() -> Callable[[], int]:
 
 
 def hugging_face() -> Callable[[], int]:
+    """transformers' generate."""
     import torch
 
     model, tokenizer = model_and_tokenizer()

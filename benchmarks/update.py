@@ -1,4 +1,4 @@
-"""One optimizer step, archer against a plain loss on full logits: 2 prompts x 8 answers x 64 tokens.
+"""One optimizer step, archer against a plain loss on full logits: 2 prompts x 8 x 64 tokens.
 
     python benchmarks/update.py
 
@@ -26,6 +26,7 @@ def answers() -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours() -> Callable[[], int]:
+    """archer's learner."""
     import torch
 
     from archer.algo.batch import TokenBatch, minibatches
@@ -67,6 +68,7 @@ def ours() -> Callable[[], int]:
 
 
 def plain() -> Callable[[], int]:
+    """The loss that one writes first."""
     import torch
 
     model, tokenizer = model_and_tokenizer()

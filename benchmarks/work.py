@@ -10,6 +10,7 @@ PROMPTS, SAMPLES, TOKENS = 8, 8, 64
 
 
 def questions(count: int) -> list[str]:
+    """Sums to be worked out at some length."""
     return [
         f"What is {12 + 7 * i} + {31 + 3 * i}? Show how you add the digits, then give the sum."
         for i in range(count)

@@ -60,26 +60,23 @@ def recipe(folder: Path, steps: int) -> Path:
 
 def run_until(command: Sequence[str], kill_at: int | None) -> tuple[list[str], bool]:
     """Runs to the end, or to the announcement of that number; its lines, and whether it ended."""
-    child = subprocess.Popen(
+    lines: list[str] = []
+    events = 0
+    with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("watched_train.py")), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert child.stdout is not None
-    lines: list[str] = []
-    events = 0
-    for line in child.stdout:
-        lines.append(line.rstrip())
-        events += line.startswith("event ")
-        if kill_at is not None and events >= kill_at:
-            os.kill(child.pid, signal.SIGKILL)
-            break
-    rest = child.stdout.read().splitlines()
-    child.wait(timeout=60)
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line.rstrip())
+            events += line.startswith("event ")
+            if kill_at is not None and events == kill_at:
+                os.kill(child.pid, signal.SIGKILL)
     ended = child.returncode == 0
-    assert ended or child.returncode == -signal.SIGKILL, "\n".join([*lines, *rest])
-    return [*lines, *rest], ended
+    assert ended or child.returncode == -signal.SIGKILL, "\n".join(lines)
+    return lines, ended
 
 
 def without_clock(value: Any) -> Any:
@@ -118,7 +115,7 @@ def check_a_killed_run(tmp_path: Path, *, steps: int, kills: int, seed: int) -> 
     draw = random.Random(seed)
     after_first_checkpoint = inside_a_write = 0
     kinds: list[str] = []
-    for kill in range(kills):
+    for _ in range(kills):
         before = checkpoint_steps(broken) if broken.exists() else []
         # So far apart that the whole of the run is covered, and never past its end.
         kill_at = draw.randint(2, max(3, 2 * num_events // kills))
@@ -130,7 +127,6 @@ def check_a_killed_run(tmp_path: Path, *, steps: int, kills: int, seed: int) -> 
         kinds.append(last)
         after_first_checkpoint += bool(before)
         inside_a_write += last in ("write", "rename", "replace", "remove")
-        del kill
     before = checkpoint_steps(broken)
     lines, ended = run_until(["train", str(path), "--run", str(broken)], None)
     assert ended
@@ -191,15 +187,18 @@ def test_a_signal_writes_a_checkpoint_and_the_same_command_continues(
 ) -> None:
     path, folder = recipe(tmp_path, 40), tmp_path / "run"
     command = [sys.executable, "-m", "archer.cli", "train", str(path), "--run", str(folder)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    for line in child.stdout:
-        if line.startswith("step  4/40"):
-            child.send_signal(number)
-            break
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "Traceback" not in err
-    assert "the same command goes on" in out
+    out = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        for line in child.stdout:
+            out.append(line)
+            if line.startswith("step  4/40"):
+                child.send_signal(number)
+        error = child.stderr.read()
+    assert child.returncode == 128 + number and "Traceback" not in error
+    assert "the same command goes on" in out[-1]
     stopped = checkpoint_steps(folder)[-1]
     assert 4 <= stopped < 40
     again = subprocess.run([*command, f"train.steps={stopped + 1}"], capture_output=True, text=True)

@@ -16,7 +16,7 @@ from archer.cli import main
 from archer.engine.learner import Learner
 from archer.rollout import sample_step
 
-PAUSE = 0.03
+PAUSE = 0.015
 
 
 def announced(event: str, function: Callable[..., Any]) -> Callable[..., Any]:

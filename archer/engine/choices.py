@@ -88,11 +88,13 @@ def extra_knobs(section: LossConfig | AdvantageConfig) -> dict[str, Any]:
 
 
 def knob_names(function: Callable[..., Any]) -> list[str]:
+    """The keyword-only arguments of a function, without those that the loop fills in."""
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN]
 
 
 def check_knobs(knobs: Mapping[str, Any], known: list[str], what: str, section: str) -> None:
+    """ValueError for a knob that is not known, with the nearest one, or that is no number."""
     for name, value in knobs.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

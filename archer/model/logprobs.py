@@ -14,6 +14,7 @@ spread over devices, second derivatives, and models that change their logits beh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,9 @@ from transformers import PreTrainedModel
 
 BLOCK_ROWS = 2048
 """Most rows in a block: enough for the weight's gradient to be written few times."""
+
+BLOCK_COLUMNS = 4096
+"""Most of the vocabulary in a block: sums over longer stretches lose digits."""
 
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """Size of a block: on CPU two should fit the last cache, on CUDA one must fill the device."""
@@ -73,7 +77,7 @@ def fused_logprobs(
         bias,
         targets,
         temperature,
-        block or _block_shape(len(hidden), len(weight), hidden.device),
+        block or _block_shape(len(hidden), hidden.device),
         keep_bytes if learns else 0,
     )
     return logp, entropy
@@ -121,7 +125,8 @@ class FusedHead(nn.Module):
         rows = hidden.reshape(-1, hidden.shape[-1])
         assert len(rows) == len(targets), f"{len(rows)} rows reach the head, {len(targets)} targets"
         scores = fused_logprobs(rows, self.weight, targets, bias=self.bias, temperature=temperature)
-        return torch.stack(scores, -1).view(*hidden.shape[:-1], 2)
+        # FSDP2 hangs a hook on what the model returns: it must not be a view, so stacked last.
+        return torch.stack([values.view(hidden.shape[:-1]) for values in scores], -1)
 
 
 def fuse_head(model: PreTrainedModel) -> FusedHead:
@@ -148,7 +153,6 @@ def fuse_head(model: PreTrainedModel) -> FusedHead:
         )
     fused = FusedHead(head)
     model.set_output_embeddings(fused)
-    assert model.get_output_embeddings() is fused
     return fused
 
 
@@ -184,8 +188,8 @@ class _FusedLogprobs(torch.autograd.Function):
                 sums[:, part, rows] = _shift_and_sum(logits, _view(scratch, rows, columns))
 
         peak, log_total, entropy = _join(*sums)
-        log_sum = peak + log_total
-        ctx.save_for_backward(hidden, weight, bias, targets, log_sum, entropy, sums[0], *kept)
+        saved = (hidden, weight, bias, targets, peak, log_total, entropy, sums[0])
+        ctx.save_for_backward(*saved, *kept)
         ctx.temperature, ctx.block = temperature, block
         ctx.set_materialize_grads(False)
         return target_logits[:, 0] - peak - log_total, entropy
@@ -195,7 +199,7 @@ class _FusedLogprobs(torch.autograd.Function):
     def backward(
         ctx: Any, logp_gradient: Tensor | None, entropy_gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_sum, entropy, peaks, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, peak, log_total, entropy, peaks, *kept = ctx.saved_tensors
         by_logp, by_entropy = (
             torch.zeros_like(entropy) if gradient is None else gradient / ctx.temperature
             for gradient in (logp_gradient, entropy_gradient)
@@ -203,9 +207,10 @@ class _FusedLogprobs(torch.autograd.Function):
         active = ((by_logp != 0) | (by_entropy != 0)).nonzero()[:, 0]
         with_entropy = bool((by_entropy != 0).any())
         operand, targets, peaks = _operand(hidden[active]), targets[active], peaks[:, active, None]
-        log_sum, entropy, by_logp, by_entropy = (
-            values[active, None] for values in (log_sum, entropy, by_logp, by_entropy)
+        by_logp, by_entropy, peak, log_total, entropy = (
+            values[active, None] for values in (by_logp, by_entropy, peak, log_total, entropy)
         )
+        slope, offset = _gradient_line(by_logp, by_entropy, log_total, entropy)
 
         row_cuts, parts = _cuts(len(active), ctx.block[0]), _cuts(len(weight), ctx.block[1])
         memory = _block_memory(hidden, row_cuts, parts)
@@ -221,26 +226,21 @@ class _FusedLogprobs(torch.autograd.Function):
                 space = _view(memory, rows, columns)
                 if part < len(kept):
                     torch.index_select(kept[part], 0, active[rows], out=space)
-                    log_probs = space.sub_(log_sum[rows] - peaks[part, rows])
+                    space += peaks[part, rows] - peak[rows]
                 else:
                     _write_logits(space, operand[rows], *head, ctx.temperature)
-                    log_probs = space.sub_(log_sum[rows])
-                gradient = _to_logit_gradient(
-                    log_probs,
-                    None if scratch is None else _view(scratch, rows, columns),
-                    entropy[rows],
-                    by_logp[rows],
-                    by_entropy[rows],
-                )
+                    space -= peak[rows]
+                line = None if scratch is None else _view(scratch, rows, columns)
+                gradient = _to_gradient(space, slope[rows], offset[rows], line)
                 index, here = _locate(targets[rows], columns)
                 gradient.scatter_add_(1, index, by_logp[rows].where(here, 0))
                 if d_bias is not None:
                     d_bias[columns] += gradient.sum(0)
                 factor = gradient.to(operand.dtype)
                 if needs_hidden:
-                    _add_product(d_hidden[rows], factor, head[0])
+                    d_hidden[rows] += _product(factor, head[0], memory.dtype)
                 if d_part is not None:
-                    _add_product(d_part, factor.t(), operand[rows])
+                    d_part += _product(factor.t(), operand[rows], memory.dtype)
             if d_weight is not None and d_part is not None and d_part.dtype != d_weight.dtype:
                 d_weight[columns] = d_part
 
@@ -249,12 +249,13 @@ class _FusedLogprobs(torch.autograd.Function):
         return all_hidden, d_weight, d_bias, None, None, None, None
 
 
-def _block_shape(rows: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
-    """Rows in blocks of equal size, and as many columns as their memory then allows."""
-    num_cuts = max(1, -(-rows // BLOCK_ROWS))
-    block_rows = max(1, -(-rows // num_cuts))
+def _block_shape(rows: int, device: torch.device) -> tuple[int, int]:
+    """Rows in blocks of equal size, and as many columns as the memory for a block then allows."""
+    num_blocks = max(1, math.ceil(rows / BLOCK_ROWS))
+    block_rows = max(1, math.ceil(rows / num_blocks))
     columns = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // 4 // block_rows
-    return block_rows, min(vocabulary, max(64, columns // 64 * 64))
+    # Matrix products like multiples of 64.
+    return block_rows, min(BLOCK_COLUMNS, max(64, columns // 64 * 64))
 
 
 def _cuts(length: int, size: int) -> list[slice]:
@@ -324,14 +325,17 @@ def _write_logits(
     return space
 
 
-def _add_product(
-    total: Float[Tensor, "n m"], left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]
-) -> None:
-    """`total += left @ right`, summed in the type of the total."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += torch.mm(left, right, out_dtype=total.dtype)
+def _product(
+    left: Float[Tensor, "n k"], right: Float[Tensor, "k m"], dtype: torch.dtype
+) -> Float[Tensor, "n m"]:
+    """`left @ right`, summed in `dtype`.
+
+    The caller adds it to its total. Adding within the product (`addmm`) can round at each of the k
+    steps to the precision of the total, which over a vocabulary has cost a hundredfold.
+    """
+    if left.dtype == dtype:
+        return left @ right
+    return torch.mm(left, right, out_dtype=dtype)
 
 
 def _locate(
@@ -375,19 +379,30 @@ def _join(
     return peak, log_total, log_total - moment / total
 
 
-def _to_logit_gradient(
-    log_probs: Float[Tensor, "rows columns"],
-    scratch: Float[Tensor, "rows columns"] | None,
-    entropy: Float[Tensor, "rows 1"],
-    by_logp: Float[Tensor, "rows 1"],
-    by_entropy: Float[Tensor, "rows 1"],
-) -> Float[Tensor, "rows columns"]:
-    """Turns log-probs into the loss's gradient by logits, short of the target's own share.
+def _gradient_line(
+    by_logp: Float[Tensor, "R 1"],
+    by_entropy: Float[Tensor, "R 1"],
+    log_total: Float[Tensor, "R 1"],
+    entropy: Float[Tensor, "R 1"],
+) -> tuple[Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
+    """Slope and offset, by which exp(y - m) (slope (y - m) + offset) is the gradient by logit y.
 
-    With p the probability of a token and H the entropy, the log-prob of the target moves by
-    1[target] - p with the token's logit, and the entropy by -p (log p + H).
+    With p the probability of a token and H the entropy, the logit of the token moves the target's
+    log-prob by 1[target] - p and the entropy by -p (log p + H). The loss moves by `by_logp` and
+    `by_entropy` times that; p = exp(y - m - log_total). The target's 1 is added apart.
     """
+    share = torch.exp(-log_total)
+    return -share * by_entropy, -share * (by_logp + by_entropy * (entropy - log_total))
+
+
+def _to_gradient(
+    shifted: Float[Tensor, "rows columns"],
+    slope: Float[Tensor, "rows 1"],
+    offset: Float[Tensor, "rows 1"],
+    scratch: Float[Tensor, "rows columns"] | None,
+) -> Float[Tensor, "rows columns"]:
+    """Turns y - m into exp(y - m) (slope (y - m) + offset); without scratch the slope is zero."""
     if scratch is None:
-        return log_probs.exp_().mul_(-by_logp)
-    factor = torch.mul(log_probs, -by_entropy, out=scratch).sub_(by_logp + by_entropy * entropy)
-    return log_probs.exp_().mul_(factor)
+        return shifted.exp_().mul_(offset)
+    line = torch.mul(shifted, slope, out=scratch).add_(offset)
+    return shifted.exp_().mul_(line)

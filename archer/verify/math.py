@@ -2,8 +2,8 @@ r"""Mathematical answers: is what stands in the box equal to one of the accepted
 
 Three steps, each only where the one before has not decided:
 
-1. the same text once both are cleaned, or numbers that are compared exactly: microseconds;
-2. the answer taken apart (archer.verify.latex), part against part;
+1. the same text once both are cleaned (archer.verify.latex): microseconds;
+2. the answer taken apart (archer.verify.parts), part against part, numbers exactly;
 3. expressions worked out to many digits (archer.verify.symbolic): milliseconds, in a worker.
 
 `judge_math` with `symbols=False` stops before the third step, which may take long, and can so be
@@ -11,21 +11,21 @@ called in the process that trains. Nothing is ever rounded, and nothing evaluate
 
 What is a convention, and how it is decided here:
 
-| accepted answer | response     | verdict | because                                                  |
-|-----------------|--------------|---------|----------------------------------------------------------|
-| 1/3             | 0.333        | wrong   | a rounded number is another number                       |
-| 50%             | 0.5 or 50    | correct | equal, or the sign left out                              |
-| 0.5             | 0.5%         | wrong   | up to 1 the sign makes the difference                    |
-| 15 cm           | 15           | correct | a unit may be left out, or added                         |
-| 15 cm           | 15 m         | wrong   | but not changed                                          |
-| 90^\circ        | 90           | correct | and so may a degree or a currency sign                   |
-| 52_8            | 52           | wrong   | a base may not be left out                               |
-| {1, 2}          | 2, 1         | correct | lists and sets have no order                             |
-| (1, 2)          | (2, 1) or 1, 2 | wrong | tuples have one, and brackets                            |
-| x = 5           | 5            | correct | the name may be left out, or added                       |
-| x = 5           | y = 5        | wrong   | but not changed                                          |
-| x > 2           | (2, \infty)  | correct | an interval says the same                                |
-| \frac{1}{2}     | \frac{2}{4}  | correct | lowest terms are not asked for                           |
+| accepted    | response       | verdict | because                                            |
+|-------------|----------------|---------|----------------------------------------------------|
+| 1/3         | 0.333          | wrong   | a rounded number is another number                 |
+| \frac{1}{2} | \frac{2}{4}    | correct | lowest terms are not asked for                     |
+| 50%         | 0.5 or 50      | correct | equal, or the sign left out                        |
+| 0.5         | 0.5%           | wrong   | up to 1 the sign makes the difference              |
+| 15 cm       | 15             | correct | a unit may be left out, or added                   |
+| 15 cm       | 15 m           | wrong   | but not changed                                    |
+| 90^\circ    | 90             | correct | so may the sign of degrees or of a currency        |
+| 52_8        | 52             | wrong   | a base may not be left out                         |
+| {1, 2}      | 2, 1           | correct | lists and sets have no order                       |
+| (1, 2)      | (2, 1) or 1, 2 | wrong   | tuples have one, and brackets                      |
+| x = 5       | 5              | correct | the name may be left out, or added                 |
+| x = 5       | y = 5          | wrong   | but not changed                                    |
+| x > 2       | (2, \infty)    | correct | an interval says the same                          |
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from typing import Any
 
 from archer.types import Problem, Verdict
 from archer.verify.extract import Reading
-from archer.verify.latex import (
+from archer.verify.latex import TooLarge, clean
+from archer.verify.parts import (
     INFINITY,
     Expression,
     Group,
@@ -46,9 +47,7 @@ from archer.verify.latex import (
     Numeral,
     Quantity,
     Relation,
-    TooLarge,
     Words,
-    clean,
     is_known_unit,
     read_answer,
 )
@@ -122,7 +121,7 @@ def _short(text: str) -> str:
 def same_answer(gold: str, answer: str, *, symbols: bool = True) -> Same:
     """Whether a response's answer says the same as an accepted one.
 
-    Raises TooLarge for what is beyond the limits of archer.verify.latex.
+    Raises TooLarge for what is too large to be read.
     """
     return clean(gold) == clean(answer) or _same(read_answer(gold), read_answer(answer), symbols)
 
@@ -276,7 +275,8 @@ def _same_equation(gold: Relation, answer: Relation, symbols: bool) -> Same:
 
     if gold.signs[0] in (">", "\\ge"):
         gold, answer = _flipped(gold), _flipped(answer)
-    return same_relation(gold.signs[0], gold.sides, answer.sides)
+    (left, right), (answer_left, answer_right) = gold.sides, answer.sides
+    return same_relation(gold.signs[0], (left, right), (answer_left, answer_right))
 
 
 def _flipped(relation: Relation) -> Relation:

@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import archer
 from archer.types import Problem, Verdict
@@ -43,6 +43,7 @@ START_SECONDS = 120.0
 """Wall time that a worker may take to start and to import what a verifier needs."""
 
 
+@runtime_checkable
 class Verifiers(Protocol):
     """Whoever turns responses into verdicts: workers on this machine, or on a cluster."""
 
@@ -51,14 +52,14 @@ class Verifiers(Protocol):
         ...
 
     def ledger(self) -> dict[str, float]:
-        """What was done since the last call, for the metrics. Forgets the responses judged so far."""
+        """What was done since the last call, for the metrics. Forgets what was judged till then."""
         ...
 
     def close(self) -> None:
         """Ends all workers. Tickets without a verdict raise CancelledError."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Verifiers: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
@@ -116,7 +117,7 @@ class WorkerPool:
         self._threads: list[threading.Thread] = []
         self._num_workers = workers
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -149,7 +150,7 @@ class WorkerPool:
         return task.ticket
 
     def ledger(self) -> dict[str, float]:
-        """What was done since the last call, for the metrics. Forgets the responses judged so far.
+        """What was done since the last call, for the metrics. Forgets what was judged till then.
 
         `verify/math/correct` and its like count verdicts by verifier and outcome, `verify/joined`
         those that needed no judging of their own, `verify/workers_lost` workers that died.
@@ -303,7 +304,7 @@ class _Worker:
         self.alive = True
 
     def judge(self, request: bytes, wall_seconds: float) -> Verdict:
-        """The verdict on a request. Raises _Silent or _Died, and is of no more use if not `alive`."""
+        """The verdict on a request. Raises _Silent or _Died, and is then of use only if `alive`."""
         left = memoryview(request)
         deadline, began = time.monotonic() + START_SECONDS, False
         while True:
@@ -318,7 +319,7 @@ class _Worker:
     def _exchange(
         self, left: memoryview, deadline: float, began: bool
     ) -> tuple[dict[str, Any], memoryview]:
-        """Writes what is left of a request until a reply comes: the reply, and what is still left."""
+        """Writes what is left of a request until a reply comes: the reply, and what is left now."""
         poll = select.poll()
         poll.register(self._replies, select.POLLIN)
         while b"\n" not in self._received:
@@ -360,7 +361,7 @@ class _Worker:
             raise _Died("the worker ended before it had read the response") from None
 
     def kill(self) -> None:
-        """Kills the process and its children. Before `bury`, so that its number is still its own."""
+        """Kills the process and its children. Before `bury`: its number is still its own."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

@@ -23,7 +23,7 @@ import mpmath
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
-from archer.verify.latex import TooLarge
+from archer.verify.latex import DEGREE, TooLarge
 
 Expr = Any
 """A sympy object, made by math-verify's parser without evaluating anything."""
@@ -96,7 +96,8 @@ _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_sym
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])|(?<![\w.])(\d*)\.(\d+)(?=[A-Za-z])")
 _MIXED = re.compile(r"(?<![\d}^_.)A-Za-z])(\d+) ?(\\frac\{(\d+)\}\{(\d+)\})(?!\^)")
 _PERCENT = re.compile(r"(\d+|\))%")
-_DEGREES = re.compile(r"(\d+|\))\N{DEGREE SIGN}")
+_DEGREES = re.compile(rf"(\d+|\)){DEGREE}")
+_LETTER = re.compile(r"\\text\{([A-Za-z])\}")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
 
@@ -109,18 +110,18 @@ def parse(text: str) -> Expr | None:
     text = _MIXED.sub(_exact_mixed, text)
     text = _PERCENT.sub(r"\1\\cdot\\frac{1}{100}", text)
     degrees = r"\1\\cdot\\frac{\\pi}{180}" if _ANGLE.search(text) else r"\1"
-    text = _DEGREES.sub(degrees, text).replace("\N{DEGREE SIGN}", "")
+    text = _LETTER.sub(r"\1", _DEGREES.sub(degrees, text).replace(DEGREE, ""))
     try:
         expr = latex2sympy(text, normalization_config=None, conversion_config=_CONVERSION)
     except (MemoryError, RecursionError):
         raise
-    except Exception:  # whatever the parser raises, the text is none that it can read
+    except Exception:  # noqa: BLE001 - whatever it raises, it can't read the text
         return None
     return expr if isinstance(expr, sympy.Basic | sympy.MatrixBase) else None
 
 
 def warm_up() -> None:
-    """Has the parser meet what most answers are made of; what it learns makes it ten times faster."""
+    """Has the parser meet what most answers are made of, which makes it ten times faster later."""
     for text in _COMMON:
         parse(text)
     parse.cache_clear()

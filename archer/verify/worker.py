@@ -37,7 +37,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 Request = dict[str, Any]
-"""The fields of a Problem, "response", "in_thought", "answer_pattern", "cpu_seconds", "memory_mb"."""
+"""A problem's fields as "problem", "response", "in_thought", "answer_pattern" and the limits."""
 
 REUSED = frozenset({"math", "exact"})
 """Verifiers whose child serves more than one response."""
@@ -90,7 +90,7 @@ def _lines(descriptor: int) -> Iterator[bytes]:
 
 
 def die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies (Linux), and ends it if it already has."""
+    """Has the kernel (Linux) kill this process when its parent dies; ends it if it already has."""
     if sys.platform == "linux":
         import ctypes
 
@@ -145,7 +145,7 @@ def _ending(status: int, allowed: float) -> Request:
 
 @dataclass(slots=True, kw_only=True)
 class Child:
-    """A copy of this process that judges responses. Lines go to `requests`, and come from `verdicts`."""
+    """A copy of this process that judges responses: reads `requests`, writes `verdicts`."""
 
     pid: int
     verifier: str

@@ -1,0 +1,427 @@
+"""Bad input ends in one line on standard error and exit code 2; what was written before is kept."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archer.cli import USER_MISTAKE, main
+from archer.model.tiny import tiny_model, tiny_tokenizer
+
+COMMANDS = ("train", "plan", "prepare", "grade", "eval", "export", "doctor")
+
+RECIPE = """
+[model]
+name = "tiny"
+threads = 1
+[data]
+train = [{ source = "arithmetic", count = 20, args = { operations = "+" } }]
+evaluate = [{ source = "arithmetic", count = 4, seed = 1, args = { operations = "+" } }]
+[rollout]
+problems = 2
+samples = 2
+max_tokens = 4
+filter = "keep"
+[verify]
+answer_pattern = "number"
+workers = 1
+[loss]
+name = "grpo"
+[entropy]
+coefficient = 0.01
+[update]
+minibatch = 2
+learning_rate = 1e-3
+[train]
+steps = 2
+[checkpoint]
+every = 1
+"""
+
+GOOD = {"id": "sum-1", "prompt": "2+3?", "verifier": "math", "answer": "5"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.toml").write_text(RECIPE)
+    assert main(["train", str(folder / "small.toml"), "--run", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+class Refusals:
+    """Runs commands that must be refused, and returns the line that says why."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> str:
+        self.capsys.readouterr()
+        code: object = None
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        said = self.capsys.readouterr().err
+        assert code == USER_MISTAKE, said
+        assert said.startswith("archer: ")
+        assert said.endswith("\n")
+        assert said.count("\n") == 1, said
+        assert "Traceback" not in said
+        return said
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refusals:
+    return Refusals(capsys)
+
+
+# ------------------------------------------------------------------ help
+
+
+def test_help_of_every_command_is_there_at_once() -> None:
+    """It imports nothing that takes time."""
+    code = f"""
+import contextlib, io, sys
+from archer.cli import main
+for arguments in ([], *([name] for name in {COMMANDS!r})):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            main([*arguments, "--help"])
+        except SystemExit as ended:
+            assert ended.code == 0, arguments
+    assert "usage: archer" in said.getvalue(), arguments
+heavy = {{"torch", "transformers", "numpy", "rich", "pydantic"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("archer 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["eval", "tiny", "--samples", "many"], "invalid int value: 'many'"),
+        (["eval", "tiny", "--sample-size", "3"], "unrecognized arguments"),
+        (["grade", "a.jsonl"], "the following arguments are required: --out"),
+        (["export", "runs/a", "out", "--dtype", "int4"], "invalid choice: 'int4'"),
+        (["train", "small.toml", "--steps", "3"], "unrecognized arguments: --steps"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(refused: Refusals, arguments: list[str], words: str) -> None:
+    said = refused(*arguments)
+    assert words in said
+    assert "--help" in said
+
+
+# ------------------------------------------------------------------ the recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rollout.temprature=0.9", "did you mean rollout.temperature?"),
+        ("trian.steps=3", "did you mean train?"),
+        ("rollout.samples=many", "rollout.samples = 'many'"),
+        ("train.steps=0", "train.steps = 0"),
+        ("loss.name=gripo", "did you mean grpo?"),
+        ("loss.clip_hihg=0.2", "did you mean loss.clip_high?"),
+        ("loss.clip_high=wide", "loss.clip_high = 'wide' is not a number"),
+        ("advantage.name=rlo", "did you mean rloo?"),
+        ("rollout.top_p=0.9", "set mismatch.kind"),
+        ("data.train=[]", "data.train"),
+        ("model.device=tpu", "model.device"),
+        ("steps", "write section.key=value"),
+    ],
+)
+def test_a_wrong_knob_is_refused_before_a_run_folder_is_made(
+    refused: Refusals, recipe: Path, tmp_path: Path, override: str, words: str
+) -> None:
+    assert words in refused("train", recipe, override, "--run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_recipe_is_refused_with_those_that_are_there(
+    refused: Refusals, recipe: Path
+) -> None:
+    assert "recipes there: small.toml" in refused("train", recipe.with_name("smal.toml"))
+
+
+def test_a_recipe_that_is_no_toml_is_refused(refused: Refusals, recipe: Path) -> None:
+    recipe.write_text("[model\n")
+    assert "not valid TOML" in refused("train", recipe)
+
+
+# ------------------------------------------------------------------ data and prompts
+
+
+def rows(*more: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in (GOOD, *more))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "p.jsonl: No such file or directory; give the path"),
+        ("", "p.jsonl: the file is empty"),
+        (rows() + '{"id": \n', "p.jsonl:2: malformed JSON"),
+        (rows({"id": "b", "prompt": "?"}), 'p.jsonl:2: the key "verifier" is missing'),
+        (rows({**GOOD, "prompt": "3+4?"}), "p.jsonl:2: the id 'sum-1' stands in line 1 already"),
+        (rows({**GOOD, "id": "b", "verifier": "maths"}), 'p.jsonl:2: unknown verifier "maths"'),
+        (rows({**GOOD, "id": "b", "answer": 5}), 'p.jsonl:2: "answer" holds the number 5'),
+        (rows({**GOOD, "id": "b", "prompt": "1+" * 300}), "need a context of"),
+    ],
+)
+def test_wrong_data_is_refused_by_train_and_by_eval(
+    refused: Refusals, recipe: Path, tmp_path: Path, text: str | None, words: str
+) -> None:
+    file = tmp_path / "p.jsonl"
+    if text is not None:
+        file.write_text(text)
+    source = f'data.train=[{{source="{file}"}}]'
+    said = refused("train", recipe, source, "--run", tmp_path / "run")
+    assert words in said
+    assert words in refused("eval", "tiny", "--problems", file, "--max-tokens", "8")
+    assert not (tmp_path / "run").exists()
+
+
+def test_overlong_prompts_are_refused_with_their_number(
+    refused: Refusals, recipe: Path, tmp_path: Path
+) -> None:
+    said = refused(
+        "train", recipe, "data.max_prompt_tokens=5", "data.overlong_prompts=refuse",
+        "--run", tmp_path / "run",
+    )  # fmt: skip
+    assert "24 of 24 prompts are longer than data.max_prompt_tokens = 5" in said
+
+
+def test_a_model_without_a_chat_template_is_refused(refused: Refusals, tmp_path: Path) -> None:
+    base, problems = tmp_path / "base", tmp_path / "p.jsonl"
+    problems.write_text(rows())
+    tiny_model().save_pretrained(base)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(base)
+    said = refused("eval", base, "--problems", problems)
+    assert "has no chat template" in said
+    assert "raw" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./nowhere", "there is no folder './nowhere'"),
+        ("nowhere.gguf", "there is no file 'nowhere.gguf'"),
+        ("nobody/nothing", "'nobody/nothing'"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(
+    refused: Refusals, tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / "p.jsonl").write_text(rows())
+    assert words in refused("eval", name, "--problems", tmp_path / "p.jsonl")
+
+
+def test_more_k_than_samples_is_refused_before_the_model_is_looked_for(
+    refused: Refusals, tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text(rows())
+    said = refused(
+        "eval", "nobody/nothing", "--problems", tmp_path / "p.jsonl", "--samples", "4", "--k", "8"
+    )
+    assert "pass@8 cannot be measured with 4 samples" in said
+
+
+@pytest.mark.parametrize("pattern", ["[", "no group"])
+def test_a_wrong_answer_pattern_is_refused(
+    refused: Refusals, recipe: Path, tmp_path: Path, pattern: str
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({**GOOD, "response": "5"}) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert pattern in refused("grade", file, "--out", out, "--answer-pattern", pattern)
+    assert not out.exists()
+    run = tmp_path / "run"
+    assert pattern in refused("train", recipe, f"verify.answer_pattern={pattern}", "--run", run)
+    assert not run.exists()
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "no manifest"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used_by_the_cure(
+    refused: Refusals, run: Path, tmp_path: Path, fault: str
+) -> None:
+    newest = run / "checkpoints" / "step-000002"
+    weights = newest / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    if fault == "truncated":
+        weights.write_bytes(data[:-1])
+    elif fault == "flipped":
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif fault == "missing":
+        weights.unlink()
+    else:
+        (newest / "manifest.json").unlink()
+    recipe, before = run.parent / "small.toml", contents(run)
+    recipe.write_text(RECIPE)
+    commands: list[list[str | Path]] = [
+        ["train", recipe, "--run", run],
+        ["export", run, tmp_path / "out"],
+        ["eval", run, "--out", tmp_path / "out.json"],
+    ]
+    for command in commands:
+        said = refused(*command)
+        assert str(newest) in said
+        assert contents(run) == before
+    assert "delete" in said or fault == "no manifest"
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(newest)
+    assert main(["train", str(recipe), "--run", str(run), "--quiet"]) == 0
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_the_names_of_its_knobs(
+    refused: Refusals, run: Path, recipe: Path
+) -> None:
+    before = contents(run)
+    said = refused("train", recipe, "rollout.samples=3", "loss.name=aspo", "--run", run)
+    assert "loss.name = 'grpo' -> 'aspo'" in said
+    assert "rollout.samples = 2 -> 3" in said
+    assert "--fork NEWDIR" in said
+    assert contents(run) == before
+
+
+# ------------------------------------------------------------------ places
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    refused: Refusals, recipe: Path, trained: Path, tmp_path: Path
+) -> None:
+    """A file stands where a folder should be: not even root can write there."""
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    answered = tmp_path / "rows.jsonl"
+    answered.write_text(json.dumps({**GOOD, "response": "5"}) + "\n")
+    commands: list[list[str | Path]] = [
+        ["train", recipe, "--run", blocked],
+        ["train", recipe, "--run", blocked / "run"],
+        ["export", trained, blocked],
+        ["export", trained, blocked / "out"],
+        ["eval", trained, "--out", blocked / "out.json"],
+        ["grade", answered, "--out", blocked / "out.jsonl"],
+        ["prepare", "arithmetic", "--limit", "3", "--out", blocked / "out.jsonl"],
+    ]
+    for command in commands:
+        assert str(blocked) in refused(*command)
+    assert blocked.read_text() == "mine"
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more into a file fails, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_a_run_with_all_that_was_written_intact(
+    refused: Refusals, run: Path, recipe: Path
+) -> None:
+    before = contents(run / "checkpoints")
+    with files_of_at_most(100_000):
+        said = refused("train", recipe, "train.steps=4", "--run", run)
+    assert "free some space" in said
+    assert contents(run / "checkpoints").items() >= before.items()
+    assert main(["train", str(recipe), "train.steps=4", "--run", str(run), "--quiet"]) == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3, 4]
+
+
+def test_a_full_disk_ends_a_grading_that_then_goes_on(refused: Refusals, tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    answered = [{**GOOD, "id": str(i), "response": r"\boxed{5}"} for i in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in answered))
+    with files_of_at_most(2000):
+        assert "free some space" in refused("grade", file, "--out", out)
+    begun = out.read_bytes()
+    whole = begun[: begun.rindex(b"\n") + 1]
+    assert 0 < whole.count(b"\n") < 60
+    assert main(["grade", str(file), "--out", str(out), "--quiet"]) == 0
+    assert out.read_bytes().startswith(whole)
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [
+        str(i) for i in range(60)
+    ]
+
+
+def test_a_full_disk_ends_an_export_without_a_trace(
+    refused: Refusals, trained: Path, tmp_path: Path
+) -> None:
+    with files_of_at_most(100_000):
+        assert "free some space" in refused("export", trained, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_what_is_here_and_the_cure_for_what_is_not(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHER_CACHE", str(tmp_path))
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for word in ("Python", "device", "CPU cores", "memory", "disk", "torch", str(tmp_path)):
+        assert word in said
+    assert "not converted yet" in said
+
+
+def test_doctor_knows_every_extra_of_the_package() -> None:
+    import tomllib
+
+    from archer.doctor import EXTRAS, version
+
+    declared = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    del declared["dev"]
+    names = {
+        extra: tuple(requirement.split(">")[0] for requirement in requirements)
+        for extra, requirements in declared.items()
+    }
+    assert {extra: packages for extra, (packages, _) in EXTRAS.items()} == names
+    assert version("torch") is not None
+    assert version("archer-of-no-kind") is None

@@ -1,0 +1,288 @@
+"""Scores: right by hand, alike in training and afterwards, told with all that they depend on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from archer.config import load_config
+from archer.data.problems import problems_hash, read_problems, write_problems
+from archer.data.sources import load_source
+from archer.evaluate import read_evaluation, settings_hash, summarise_groups, write_evaluation
+from archer.evaluate_model import describe, evaluate_model, evaluation_config, find_subject
+from archer.export import export
+from archer.terminal import Terminal
+from archer.train import train
+from archer.types import Completion, Group, Outcome, Problem, Rollout, Verdict
+
+QUIET = Terminal(quiet=True)
+
+RECIPE = """
+[model]
+name = "tiny"
+threads = 1
+[prompt]
+system = "add"
+suffix = " ="
+[data]
+train = [{ source = "arithmetic", count = 30, args = { operations = "+" } }]
+evaluate = [{ source = "arithmetic", count = 12, seed = 1, args = { operations = "+" } }]
+[rollout]
+problems = 4
+samples = 4
+max_tokens = 6
+cache_tokens = 200
+filter = "keep"
+[verify]
+answer_pattern = "number"
+workers = 1
+[entropy]
+coefficient = 0.01
+[update]
+minibatch = 2
+learning_rate = 3e-3
+[train]
+steps = 3
+seed = 5
+[eval]
+every = 1
+samples = 3
+temperature = 0.8
+max_tokens = 9
+[checkpoint]
+every = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "recipe.toml").write_text(RECIPE)
+    train(load_config(folder / "recipe.toml"), folder / "run", QUIET)
+    return folder / "run"
+
+
+def measured(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A result and its responses, without times and without the model's name."""
+    result = asdict(read_evaluation(path))
+    del result["model"]
+    rows = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["seconds"]
+    return result, rows
+
+
+# ------------------------------------------------------------------ one measurement
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_checkpoint_scores_what_it_scored_in_training(
+    run: Path, tmp_path: Path, step: int
+) -> None:
+    checkpoint = run / "checkpoints" / f"step-{step:06d}"
+    evaluate_model(str(checkpoint), terminal=QUIET, out=tmp_path / "again.json")
+    in_training = measured(run / "eval" / f"step-{step:06d}.json")
+    assert measured(tmp_path / "again.json") == in_training
+    assert len(in_training[1]) == 12 * 3
+
+
+def test_an_export_scores_what_its_checkpoint_scored_in_training(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "exported", dtype="float32", terminal=QUIET)
+    evaluate_model(str(tmp_path / "exported"), terminal=QUIET, out=tmp_path / "again.json")
+    assert measured(tmp_path / "again.json") == measured(run / "eval" / "step-000003.json")
+
+
+def test_a_run_stands_for_its_newest_checkpoint_and_other_weights_answer_otherwise(
+    run: Path, tmp_path: Path
+) -> None:
+    evaluate_model(str(run), terminal=QUIET, out=tmp_path / "newest.json")
+    _, newest = measured(tmp_path / "newest.json")
+    assert newest == measured(run / "eval" / "step-000003.json")[1]
+    assert newest != measured(run / "eval" / "step-000000.json")[1]
+
+
+def test_its_problems_as_a_file_are_the_same_measurement(run: Path, tmp_path: Path) -> None:
+    problems = load_source("arithmetic", count=12, seed=1, args={"operations": "+"})
+    write_problems(tmp_path / "held_out.jsonl", problems)
+    evaluate_model(
+        str(run), terminal=QUIET, problems=tmp_path / "held_out.jsonl", out=tmp_path / "file.json"
+    )
+    assert measured(tmp_path / "file.json") == measured(run / "eval" / "step-000003.json")
+
+
+# ------------------------------------------------------------------ settings
+
+
+def test_what_is_asked_for_lies_over_what_it_was_trained_with(run: Path) -> None:
+    subject = find_subject(str(run))
+    given: dict[str, Any] = {
+        "eval": {"samples": 7, "temperature": None},
+        "prompt": {"suffix": None, "system": ""},
+    }
+    config = evaluation_config(subject, problems=None, **given)
+    assert config.eval.samples == 7
+    assert config.eval.temperature == 0.8
+    assert config.prompt.suffix == " ="
+    assert config.prompt.system == ""
+    assert config.train.seed == 5
+    assert config.data.train == ()
+
+
+def test_a_result_holds_all_that_it_depends_on(tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    write_problems(problems, load_source("arithmetic", count=3))
+    evaluate_model(
+        "tiny", terminal=QUIET, problems=problems, samples=4, max_tokens=5, temperature=0.7,
+        top_p=0.9, stop=["!"], ks=[2], seed=11, system="s", suffix=" =", answer_pattern="number",
+        out=tmp_path / "result.json",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"] == "tiny"
+    assert list(result["pass_at"]) == ["2"]
+    settings = result["settings"]
+    assert settings["sampling"] == {
+        "max_tokens": 5, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "stop": ["!"],
+    }  # fmt: skip
+    assert (settings["samples"], settings["seed"]) == (4, 11)
+    assert settings["problems_hash"] == problems_hash(read_problems(problems))
+    assert settings["prompt"]["suffix"] == " ="
+    assert settings["prompt"]["system"] == "s"
+    assert settings["answer_pattern"] == "number"
+    other = {**settings, "seed": 12}
+    assert settings_hash(settings) != settings_hash(other)
+
+
+def test_the_seed_decides_the_responses(tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    write_problems(problems, load_source("arithmetic", count=3))
+    texts = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / f"{name}.json"
+        evaluate_model("tiny", terminal=QUIET, problems=problems, seed=seed, max_tokens=8, out=out)
+        texts[name] = [row["response"] for row in measured(out)[1]]
+    assert texts["a"] == texts["b"] != texts["c"]
+
+
+def test_a_result_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    problems = tmp_path / "sums.jsonl"
+    write_problems(problems, load_source("arithmetic", count=2))
+    for _ in range(2):
+        evaluate_model("tiny", terminal=QUIET, problems=problems, max_tokens=8)
+    names = sorted(path.name for path in (tmp_path / "evals").iterdir())
+    assert names == ["tiny-sums-2.json", "tiny-sums-2.jsonl", "tiny-sums.json", "tiny-sums.jsonl"]
+    with pytest.raises(ValueError, match="is there already"):
+        evaluate_model(
+            "tiny", terminal=QUIET, problems=problems, out=tmp_path / "evals" / "tiny-sums.json"
+        )
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"samples": 2, "ks": [4]}, r"pass@4 .* 2 samples a problem; give --samples 4"),
+        ({"ks": [0]}, "pass@0"),
+        ({"temperature": 0.0, "samples": 2}, "same answer 2 times"),
+        ({"temperature": -1.0}, "eval.temperature"),
+        ({"top_p": 1.5}, "eval.top_p"),
+        ({"samples": 0}, "eval.samples"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_model_is_looked_for(
+    tmp_path: Path, asked: dict[str, Any], message: str
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    write_problems(problems, load_source("arithmetic", count=2))
+    with pytest.raises(ValueError, match=message):
+        evaluate_model("no/such-model", terminal=QUIET, problems=problems, **asked)
+
+
+def test_a_model_without_problems_of_its_own_needs_a_file() -> None:
+    with pytest.raises(ValueError, match="name a file with --problems"):
+        evaluate_model("tiny", terminal=QUIET)
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def group(id: str, outcomes: list[Outcome], *, source: str = "", stop: str = "stop") -> Group:
+    numbers = np.array([1.0], dtype=np.float32)
+    completion = Completion(
+        prompt_ids=np.array([1], dtype=np.int32),
+        token_ids=np.array([2], dtype=np.int32),
+        logps=numbers,
+        entropies=numbers,
+        policy_version=0,
+        stop="length" if stop == "length" else "stop",
+        in_thought=False,
+        text="5",
+    )
+    return Group(
+        problem=Problem(id=id, prompt="2+3?", verifier="math", answer="5", source=source),
+        rollouts=tuple(
+            Rollout(
+                completion=completion,
+                verdict=Verdict(outcome=outcome, score=float(outcome == "correct")),
+                reward=0.0,
+            )
+            for outcome in outcomes
+        ),
+    )
+
+
+GROUPS = [
+    group("a", ["correct", "wrong", "wrong", "no_answer"], source="easy"),
+    group("b", ["correct", "correct", "correct", "correct"], source="easy"),
+    group("c", ["wrong", "wrong", "wrong", "limit"], source="hard", stop="length"),
+]
+
+
+def test_scores_by_hand() -> None:
+    found = summarise_groups(GROUPS, samples=4, seed=0, settings={})
+    assert found.score["mean"] == pytest.approx((1 / 4 + 1 + 0) / 3)
+    assert found.score["low"] <= found.score["mean"] <= found.score["high"]
+    # pass@2 of one right in four: 1 - C(3, 2) / C(4, 2) = 1/2.
+    assert found.pass_at == pytest.approx({"1": 1.25 / 3, "2": 1.5 / 3, "4": 2 / 3})
+    assert found.truncated == pytest.approx(1 / 3)
+    assert found.by_source == {"easy": 0.625, "hard": 0.0}
+    assert found.outcomes == {
+        "correct": 5, "wrong": 5, "crashed": 0, "limit": 1, "no_answer": 1, "error": 0,
+    }  # fmt: skip
+
+
+def test_any_k_can_be_asked_for() -> None:
+    found = summarise_groups(GROUPS, samples=4, seed=0, settings={}, ks=[3])
+    # pass@3 of one right in four: 1 - C(3, 3) / C(4, 3) = 3/4.
+    assert found.pass_at == pytest.approx({"3": (0.75 + 1 + 0) / 3})
+
+
+def test_grader_errors_are_in_no_score_and_shown() -> None:
+    groups = [*GROUPS, group("d", ["error", "correct", "error", "wrong"])]
+    found = summarise_groups(groups, samples=4, seed=0, settings={}, ks=[2, 3])
+    assert found.score["mean"] == pytest.approx((1 / 4 + 1 + 0 + 1 / 2) / 4)
+    assert found.outcomes["error"] == 2
+    assert list(found.pass_at) == ["2"]
+    text = describe(found, ks=[2, 3])
+    assert "2 error" in text
+    assert "too few verdicts" in text
+
+
+def test_a_problem_with_errors_alone_is_left_out_and_nothing_but_errors_is_refused() -> None:
+    broken = group("d", ["error", "error", "error", "error"])
+    found = summarise_groups([*GROUPS, broken], samples=4, seed=0, settings={})
+    assert found.score["mean"] == pytest.approx(1.25 / 3)
+    assert found.problems == 4
+    with pytest.raises(ValueError, match="every verdict of this evaluation is a grader error"):
+        summarise_groups([broken], samples=4, seed=0, settings={})
+
+
+def test_a_table_fits_the_terminal_and_a_written_result_is_read_back(tmp_path: Path) -> None:
+    found = summarise_groups(GROUPS, samples=4, seed=0, settings={"seed": 0})
+    assert max(map(len, describe(found).splitlines())) <= 80
+    write_evaluation(tmp_path / "result.json", found, GROUPS)
+    assert read_evaluation(tmp_path / "result.json") == found

@@ -1,0 +1,177 @@
+"""Which part of a response is judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from archer.verify.extract import (
+    Reading,
+    check_answer_pattern,
+    last_box,
+    last_number,
+    outside_thought,
+    read_response,
+)
+
+R1_RESPONSE = "2 + 3 is 5, or is it \\boxed{6}? No.\n</think>\n\nThe sum is \\boxed{5}."
+
+
+def answer(response: str, in_thought: bool = False, pattern: str = "box") -> str | None:
+    reading = read_response(response, in_thought, pattern)
+    assert reading is not None
+    return reading.answer
+
+
+# --- thoughts ---
+
+
+def test_a_response_that_begins_inside_a_thought_is_read_after_it() -> None:
+    reading = read_response(R1_RESPONSE, True)
+    assert reading == Reading(text="\n\nThe sum is \\boxed{5}.", answer="5")
+
+
+def test_a_thought_that_the_prompt_opened_and_nobody_closed_has_no_answer() -> None:
+    assert read_response("surely \\boxed{5}", True) is None
+
+
+def test_a_thought_that_the_response_opened_and_never_closed_has_no_answer() -> None:
+    assert read_response("<think>surely \\boxed{5}", False) is None
+    assert read_response("Let me see. <think>surely \\boxed{5}", False) is None
+
+
+def test_a_second_thought_that_is_never_closed_has_no_answer() -> None:
+    assert read_response("<think>a</think> so <think>\\boxed{5}", False) is None
+
+
+def test_a_thought_opened_and_closed_by_the_response_is_left_out() -> None:
+    assert answer("<think>\\boxed{6}</think>\\boxed{5}") == "5"
+
+
+def test_a_box_inside_the_thought_alone_is_no_answer() -> None:
+    assert answer("<think>\\boxed{5}</think> So it is.") is None
+
+
+def test_mistake_33_two_closing_tags_do_not_lose_the_answer() -> None:
+    assert answer("a </think> b </think> \\boxed{5}", in_thought=True) == "5"
+    assert answer("<think>a</think> b </think> \\boxed{5}") == "5"
+
+
+def test_mistake_33_a_box_in_an_unfinished_thought_earns_nothing() -> None:
+    assert read_response("So far \\boxed{5}, but let me check", True) is None
+
+
+def test_a_response_without_any_thought_is_read_whole() -> None:
+    assert outside_thought("2 + 3 = 5", False) == "2 + 3 = 5"
+
+
+# --- boxes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{5}.", "5"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed {5}", "5"),
+        (r"\boxed{\left\{1, 2\right.}", r"\left\{1, 2\right."),  # escaped braces are none of TeX's
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{a\\} b", r"a\\"),
+        (r"\boxed{1} and then \boxed{2}", "2"),
+        (r"\boxed{5} and so \boxed{6", "5"),
+        (r"\boxed{ \boxed{5}", "5"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{\fbox{\frac{1}{2}}}", r"\frac{1}{2}"),
+        (r"\boxed{x = \boxed{5}}", r"x = \boxed{5}"),
+        (r"} { \boxed{5}", "5"),
+        ("\\boxed{\n5\n}", "\n5\n"),
+        (r"\boxed{}", ""),
+    ],
+)
+def test_the_last_complete_box_counts(text: str, content: str) -> None:
+    assert last_box(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"\fbox{7}", "7"),
+        (r"\boxed 5", "5"),
+        (r"it is $\boxed 5$.", "5"),
+        (r"\boxed 3.14, about", "3.14"),
+        (r"\boxed -2.", "-2"),
+        (r"\boxed5", "5"),
+        (r"\boxed A", "A"),
+    ],
+)
+def test_mistake_38_fbox_and_boxes_without_braces_count(text: str, content: str) -> None:
+    assert last_box(text) == content
+
+
+@pytest.mark.parametrize("text", ["5", r"use \boxed to mark it", r"\boxed{5", r"\boxedx{5}", ""])
+def test_without_a_complete_box_there_is_none(text: str) -> None:
+    assert last_box(text) is None
+
+
+def test_an_empty_box_holds_no_answer() -> None:
+    assert answer(r"\boxed{5} \boxed{ }") is None
+
+
+# --- numbers and patterns ---
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("12", "12"),
+        ("The answer is 12.", "12"),
+        ("2 apples and 1,234.5 pears.", "1,234.5"),
+        ("x = -5", "-5"),
+        ("x = \N{MINUS SIGN}5", "-5"),
+        ("7-5", "5"),
+        ("(-5)", "-5"),
+        ("$3.50 each", "3.50"),
+        ("a half is 1/2", "1/2"),
+        ("12cm", "12"),
+        ("about 1e-5", "1e-5"),
+        (".5", ".5"),
+        ("1, 2, 3", "3"),
+        ("12,34", "34"),
+        ("H2O", None),
+        ("none", None),
+    ],
+)
+def test_the_last_number_of_a_text(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+def test_the_number_pattern_needs_no_box() -> None:
+    assert answer("2 + 3 = 5", pattern="number") == "5"
+    assert answer("2 + 3 = 5") is None
+
+
+def test_a_users_pattern_takes_the_group_of_its_last_match() -> None:
+    pattern = r"[Aa]nswer: (\S+)"
+    assert answer("answer: 4 ... Answer: 5 .", pattern=pattern) == "5"
+    assert answer("<think>answer: 6</think> Answer: 5", pattern=pattern) == "5"
+    assert answer("it is 5", pattern=pattern) is None
+
+
+@pytest.mark.parametrize("pattern", ["(", "answer", "(a)(b)"])
+def test_a_pattern_without_exactly_one_group_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="answer pattern"):
+        check_answer_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["box", "number", "answer: (.*)", "(?:a|b)(c)"])
+def test_good_patterns_are_accepted(pattern: str) -> None:
+    check_answer_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "\\boxed{", "1", "1,", "\\", "\\boxed ", "1,111", "-", "<think>", "\\boxed{}}"]
+)
+def test_a_million_characters_take_a_moment(text: str) -> None:
+    hostile = text * (10**6 // len(text))
+    last_box("\\boxed{" + hostile)
+    last_number(hostile)
+    outside_thought(hostile, True)
