@@ -36,6 +36,7 @@ help:  ## list the targets
 
 train: $(READY)  ## train the quickstart's model on the CPU or one GPU, into runs/quickstart
 	$(BIN)/archer train recipes/quickstart.toml --run runs/quickstart
+	test -d runs/quickstart/export || $(BIN)/archer export runs/quickstart runs/quickstart/export
 
 test: check  ## lint, types, contracts, and all tests but the exhaustive ones
 	$(PYTEST) -m "not full"

@@ -26,7 +26,8 @@ def test_the_tiny_recipe_learns(loss: str, seed: int, tmp_path: Path) -> None:
     overrides = [f"loss.name={loss}", f"train.seed={seed}", "model.threads=1"]
     config = load_config(RECIPE, overrides)
     train(config, tmp_path / "run", Terminal(quiet=True))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     first, last = rows[0], rows[-1]
     assert first["step"] == 0 and last["step"] == config.train.steps
     assert last["eval/low"] > first["eval/high"], (first["eval/mean"], last["eval/mean"])

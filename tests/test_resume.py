@@ -219,8 +219,8 @@ def test_a_changed_knob_is_named_and_needs_a_fork(
     assert main([*changed, "--fork", str(tmp_path / "forked")]) == 0
     out = capsys.readouterr().out
     assert "forked" in out and "at step 2" in out
-    steps = [json.loads(row)["step"] for row in (tmp_path / "forked/metrics.jsonl").open()]
-    assert steps == [0, 1, 2, 3, 4]
+    rows = (tmp_path / "forked/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert checkpoint_steps(folder) == [2], "the run that was forked is as it was"
 
 

@@ -34,6 +34,8 @@ DIGITS = 60
 """Digits to which two values are worked out, at the least, before they are called equal."""
 GUARD = 20
 """Digits of these that rounding may have spoilt."""
+MAX_LITERAL = 2000
+"""Digits that a number in a text adds at the most: it may stand in an exponent."""
 MAX_DIGITS = 20_000
 """Numbers with more digits before the point are not compared."""
 MAX_EXPONENT = 10**7
@@ -221,9 +223,14 @@ def _tolerance() -> Value:
     return mpmath.mpf(10) ** (GUARD - DIGITS)
 
 
+_LITERAL = re.compile(r"\d{1,4}")
+
+
 def _digits(*texts: str) -> int:
-    """Enough digits to tell an irrational number from the longest decimal that the texts hold."""
-    return DIGITS + 2 * sum(character.isdigit() for text in texts for character in text)
+    """Enough digits to see what the texts can hide: the end of a long decimal, or a 2^{-1000}."""
+    literals = [literal for text in texts for literal in _LITERAL.findall(text)]
+    largest = max((int(literal) for literal in literals), default=0)
+    return DIGITS + 2 * sum(map(len, literals)) + min(largest, MAX_LITERAL)
 
 
 _STEPPED = (

@@ -1,0 +1,161 @@
+"""Drawing, judging and selecting a step's groups, on the tiny model with real verifiers."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from archer.algo.select import is_uniform
+from archer.config import Config, config_from
+from archer.data.stream import ProblemStream
+from archer.engine.local import LocalEngine
+from archer.rollout import (
+    TooManyErrors,
+    check_errors,
+    greedy_rewards,
+    sample_step,
+    select_step,
+)
+from archer.setup import Data, load_data, open_engine, open_verifiers
+from archer.train import learning_rate
+from archer.types import Group, Verdict
+from archer.verify.pool import Verifiers
+
+TREE: dict[str, Any] = {
+    "model": {"name": "tiny", "threads": 1},
+    "data": {"train": [{"source": "arithmetic", "count": 40, "args": {"operations": "+"}}]},
+    "rollout": {"problems": 4, "samples": 16, "max_tokens": 3},
+    "verify": {"answer_pattern": "number", "workers": 1},
+    "update": {"minibatch": 2, "learning_rate": 1e-3},
+    "train": {"steps": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return config_from(TREE, where="test")
+
+
+@pytest.fixture(scope="module")
+def data(config: Config) -> Data:
+    return load_data(config)
+
+
+@pytest.fixture(scope="module")
+def engine(config: Config) -> LocalEngine:
+    return open_engine(config)
+
+
+@pytest.fixture(scope="module")
+def verifiers(config: Config) -> Iterator[Verifiers]:
+    with open_verifiers(config) as opened:
+        yield opened
+
+
+def drawn(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers, **rollout: Any
+) -> tuple[list[Group], int]:
+    return sample_step(
+        engine,
+        verifiers,
+        ProblemStream(data.train, 0),
+        data.render,
+        config.rollout.model_copy(update=rollout),
+        seed=0,
+        step=1,
+        position=7,
+    )
+
+
+def test_problems_are_drawn_strictly_in_stream_order(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    groups, position = drawn(config, data, engine, verifiers)
+    expected = ProblemStream(data.train, 0).take(7, 4)
+    assert [group.problem for group in groups] == expected
+    assert position == 11
+    assert all(len(group.rollouts) == 16 for group in groups)
+
+
+def test_mistake_17_refill_draws_on_until_enough_groups_teach(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    once, _ = drawn(config, data, engine, verifiers, filter="drop")
+    assert 0 < sum(map(is_uniform, once)) < 4, "this seed has some uniform groups to replace"
+    groups, position = drawn(config, data, engine, verifiers, filter="refill", max_rounds=20)
+    teach, counts = select_step(groups, config.rollout)
+    assert len(teach) == 4
+    assert position == 7 + len(groups) and counts["groups/sampled"] == len(groups)
+    assert counts["groups/dropped"] == len(groups) - 4
+    assert [g.problem for g in groups] == ProblemStream(data.train, 0).take(7, len(groups))
+    for old, new in zip(once, groups, strict=False):
+        assert [r.completion.token_ids.tolist() for r in old.rollouts] == [
+            r.completion.token_ids.tolist() for r in new.rollouts
+        ], "the first round is what it would be without refill"
+
+
+def test_refill_stops_after_its_rounds_with_what_it_has(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    groups, _ = drawn(config, data, engine, verifiers, filter="refill", max_rounds=1)
+    assert len(groups) == 4
+
+
+def test_keep_lets_uniform_groups_count(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    groups, _ = drawn(config, data, engine, verifiers)
+    kept, counts = select_step(groups, config.rollout.model_copy(update={"filter": "keep"}))
+    assert len(kept) == 4 and counts["groups/uniform"] > 0 and counts["groups/dropped"] == 0
+
+
+def test_mistake_20_a_grader_that_fails_too_often_stops_the_run_with_the_reason() -> None:
+    fine = Verdict(outcome="wrong", score=0.0)
+    broken = Verdict(outcome="error", score=0.0, detail="KeyError: 'answer'")
+    check_errors([fine] * 95 + [broken] * 5, 0.05)
+    with pytest.raises(TooManyErrors, match=r"6 of 100 .* KeyError: 'answer' \(6x\)"):
+        check_errors([fine] * 94 + [broken] * 6, 0.05)
+
+
+def test_greedy_answers_have_one_reward_a_group(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    groups, _ = drawn(config, data, engine, verifiers)
+    rewards = greedy_rewards(engine, verifiers, groups, data.render, config.rollout)
+    assert len(rewards) == 4 and set(rewards) <= {0.0, 1.0}
+
+
+def test_two_places_of_the_stream_with_one_problem_are_sampled_apart(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    few = replace(data, train=data.train[:2])
+    groups, _ = sample_step(
+        engine,
+        verifiers,
+        ProblemStream(few.train, 0),
+        data.render,
+        config.rollout,
+        seed=0,
+        step=1,
+        position=0,
+    )
+    same = [group for group in groups if group.problem == groups[0].problem]
+    assert len(same) == 2
+    first, second = ([r.completion.logps.tolist() for r in group.rollouts] for group in same)
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466]),
+    ],
+)
+def test_the_learning_rate_by_hand(config: Config, schedule: str, expected: list[float]) -> None:
+    update = config.update.model_copy(
+        update={"learning_rate": 1.0, "warmup": 2, "schedule": schedule}
+    )
+    assert [learning_rate(update, step, 6) for step in range(1, 7)] == pytest.approx(expected)

@@ -1,0 +1,258 @@
+"""From a problem and a response to a verdict: the verifiers, and what their failures become."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archer.types import Problem, Verdict
+from archer.verify.extract import Reading
+from archer.verify.verifiers import (
+    RUN_ANSWERS,
+    VERIFIERS,
+    exact,
+    find_verifier,
+    prepare,
+    quick_verdict,
+    verify,
+)
+
+GRADERS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def graders_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(GRADERS))
+
+
+def problem(verifier: str, answer: Any, **meta: Any) -> Problem:
+    return Problem(id="p", prompt="?", verifier=verifier, answer=answer, meta=meta)
+
+
+def judged(verifier: str, answer: Any, response: str = r"\boxed{5}", **meta: Any) -> Verdict:
+    return verify(problem(verifier, answer, **meta), response, False)
+
+
+# --- exact ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "outcome"),
+    [
+        ("Paris", r"It is \boxed{Paris}.", "correct"),
+        ("Paris", "Paris", "correct"),  # without a box the whole text counts
+        ("Paris", "  Paris\n", "correct"),
+        ("Paris", "It is Paris.", "wrong"),
+        ("Paris", r"\boxed{paris}", "wrong"),
+        ("New York", "New \n York", "correct"),
+        (["Paris", "City of Light"], r"\boxed{City of Light}", "correct"),
+        ("caf\u00e9", "cafe\u0301", "correct"),
+        ("5", r"\boxed{5.0}", "wrong"),
+        ("Paris", "", "no_answer"),
+        ("Paris", "<think>Paris</think>", "no_answer"),
+        ("Paris", "<think>Paris", "no_answer"),
+    ],
+)
+def test_exact_compares_texts(answer: Any, response: str, outcome: str) -> None:
+    assert judged("exact", answer, response).outcome == outcome
+
+
+def test_exact_can_ignore_case() -> None:
+    assert judged("exact", "Paris", r"\boxed{PARIS}", ignore_case=True).outcome == "correct"
+    assert judged("exact", "Paris", r"\boxed{ROME}", ignore_case=True).outcome == "wrong"
+
+
+# --- reasoning-gym ---
+
+
+def test_reasoning_gym_scores_an_answer_as_its_task_does() -> None:
+    reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    entry = reasoning_gym.create_dataset("word_sorting", size=1, seed=3)[0]
+    answer = {"task": "word_sorting", "entry": entry}
+    for response in (
+        rf"\boxed{{{entry['answer']}}}",
+        f"<answer>{entry['answer']}</answer>",
+        entry["answer"],
+    ):
+        verdict = judged("reasoning_gym", answer, response)
+        assert (verdict.outcome, verdict.score) == ("correct", 1.0)
+    words = entry["answer"].split(", ")
+    verdict = judged("reasoning_gym", answer, ", ".join(reversed(words)))
+    assert verdict.outcome == "wrong"
+    assert verdict.score < 1
+    assert judged("reasoning_gym", answer, "<think>" + entry["answer"]).outcome == "no_answer"
+
+
+def test_reasoning_gym_gives_parts_of_a_point_without_calling_them_correct() -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    entry = {"question": "?", "answer": "42", "metadata": {"source_dataset": "chain_sum"}}
+    verdict = judged("reasoning_gym", {"task": "gcd", "entry": entry}, "it is 42, I think")
+    assert verdict.outcome == "wrong"
+    assert 0 < verdict.score < 1
+
+
+def test_an_unknown_task_is_an_error() -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    assert judged("reasoning_gym", {"task": "nonsense", "entry": {}}).outcome == "error"
+
+
+def test_every_task_that_runs_answers_as_python_is_guarded() -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    from reasoning_gym.factory import DATASETS
+
+    runs = {
+        task
+        for task, (dataset, _) in DATASETS.items()
+        if dataset.score_answer.__qualname__.split(".")[0] == dataset.__name__
+        and any(
+            call in inspect.getsource(dataset.score_answer)
+            for call in ("eval(answer", "parse_expr(answer", "exec(")
+        )
+    }
+    assert runs == set(RUN_ANSWERS)
+
+
+@pytest.mark.parametrize("task", sorted(RUN_ANSWERS))
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "__import__('os').system('true')",
+        "open('/tmp/x', 'w')",
+        "[].__class__",
+        "().__class__.__base__.__subclasses__()",
+        "exec('1')",
+        "lambda: 0",
+        "x.func(1)",
+        "f'{1}'",
+        "eval(1)",
+        "S. func(1)",
+    ],
+)
+def test_no_answer_that_could_call_anything_is_handed_to_such_a_task(
+    task: str, attack: str
+) -> None:
+    looks_harmless = RUN_ANSWERS[task](attack)
+    assert not looks_harmless or ("(" not in attack and "." not in attack)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("countdown", "(25 + 3) * 4 - 7/2"),
+        ("polynomial_multiplication", "6*x**2 - 2.5*x + 1"),
+        ("simple_integration", "x**3/3 + sin(2*x) + C"),
+        ("binary_matrix", "0 1 2\n1 0 1"),
+        ("spiral_matrix", "[1, 2, 3]"),
+        ("string_insertion", "['A', 'B']"),
+        ("n_queens", "_ Q _ _\n_ _ _ Q"),
+    ],
+)
+def test_honest_answers_are_handed_to_such_a_task(task: str, answer: str) -> None:
+    assert RUN_ANSWERS[task](answer)
+
+
+# --- a user's own ---
+
+
+def test_a_users_function_is_found_by_its_name() -> None:
+    assert judged("graders:length", 1, r"\boxed{5}").outcome == "correct"
+    assert judged("graders:length", 2, r"\boxed{5}").outcome == "wrong"
+
+
+def test_a_users_score_below_one_is_wrong_and_kept() -> None:
+    verdict = judged("graders:half", None)
+    assert (verdict.outcome, verdict.score) == ("wrong", 0.5)
+
+
+def test_a_users_verdict_is_taken_as_it_is() -> None:
+    verdict = judged("graders:details", None, color="red")
+    assert (verdict.outcome, verdict.score, verdict.detail) == ("crashed", 0.25, "{'color': 'red'}")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reason"),
+    [
+        ("graders:raises", "KeyError: 'no such column'"),
+        ("graders:returns_text", "returned 'yes'"),
+        ("graders:returns_nan", "returned nan"),
+        ("graders:missing", "has no function 'missing'"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("maths", "unknown verifier 'maths': use one of exact, math, reasoning_gym or"),
+    ],
+)
+def test_a_verifier_that_fails_ends_as_an_error(verifier: str, reason: str) -> None:
+    verdict = judged(verifier, "5")
+    assert (verdict.outcome, verdict.score) == ("error", 0.0)
+    assert reason in verdict.detail
+
+
+def test_a_stack_that_runs_out_is_a_limit() -> None:
+    assert judged("graders:recurses", None).outcome == "limit"
+
+
+def test_mistake_28_an_exception_ends_no_other_verdict() -> None:
+    outcomes = [
+        judged("graders:raises_on_seven", "5", rf"\boxed{{{number}}}").outcome
+        for number in (4, 5, 7, 5)
+    ]
+    assert outcomes == ["wrong", "correct", "error", "correct"]
+
+
+def test_mistake_31_an_unknown_kind_of_problem_is_an_error_that_names_the_known_ones() -> None:
+    verdict = judged("minerva", "5")
+    assert verdict.outcome == "error"
+    assert all(name in verdict.detail for name in VERIFIERS)
+
+
+# --- in the process that trains ---
+
+
+@pytest.mark.parametrize(
+    "unjudged",
+    [
+        problem("graders:length", 1),
+        problem("reasoning_gym", {"task": "gcd", "entry": {}}),
+        problem("math", r"\sqrt{2}"),
+        problem("math", None),
+    ],
+)
+def test_the_quick_path_leaves_all_that_could_be_slow(unjudged: Problem) -> None:
+    assert quick_verdict(unjudged, r"\boxed{\sqrt{3}}", False) is None
+    assert quick_verdict(unjudged, r"\boxed{5}", False, answer_pattern="(.*)") is None
+
+
+def test_the_quick_path_agrees_with_the_whole() -> None:
+    responses = [r"\boxed{5}", r"\boxed{4}", "none", "<think>", r"\boxed{x}", "5"]
+    for verifier in ("math", "exact"):
+        for response in responses:
+            asked = problem(verifier, "5")
+            quick, whole = quick_verdict(asked, response, False), verify(asked, response, False)
+            assert quick is None or (quick.outcome, quick.score) == (whole.outcome, whole.score)
+
+
+def test_exact_is_a_plain_function_of_problem_and_reading() -> None:
+    assert find_verifier("exact") is exact
+    verdict = exact(problem("exact", "a"), Reading(text="a", answer=None))
+    assert verdict.outcome == "correct"
+    prepare("exact")
+
+
+def test_importing_the_verifiers_loads_no_heavy_library() -> None:
+    heavy = "torch", "transformers", "sympy", "math_verify", "mpmath", "reasoning_gym"
+    code = (
+        "import sys, archer.verify.pool, archer.verify.verifiers, archer.verify.worker;"
+        f"print(*[name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []
