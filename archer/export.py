@@ -97,9 +97,9 @@ def find_checkpoint(path: Path) -> Checkpoint:
         if not steps:
             raise ValueError(f"{path} has no complete checkpoint yet; train it first")
         path = path / "checkpoints" / f"step-{steps[-1]:06d}"
-    if not path.is_dir():
+    elif not path.is_dir():
         raise ValueError(f"there is no folder {path}; name a run or one of its checkpoints")
-    if not is_checkpoint(path):
+    elif not is_checkpoint(path):
         raise ValueError(
             f"{path} is neither a run (it has no config.toml) nor a checkpoint (no {MANIFEST}); "
             "name a run such as runs/quickstart, or a folder in its checkpoints/"
@@ -208,7 +208,7 @@ def _card(checkpoint: Checkpoint, parity: Parity) -> str:
         *head,
         f"# {checkpoint.label}",
         "",
-        f"{base}, trained for {checkpoint.state.step} steps with the loss `{config.loss.name}` by "
+        f"{base}, trained to step {checkpoint.state.step} with the loss `{config.loss.name}` by "
         f"archer {archer.__version__}: reinforcement learning from verifiable rewards.",
         "",
         "## Scores",

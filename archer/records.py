@@ -102,9 +102,7 @@ def load_groups(path: Path) -> StepGroups:
             rollouts.append(Rollout(completion=completion, verdict=verdict, reward=row["reward"]))
         problem = to_problem(entry["problem"], where=str(path))
         groups.append(Group(problem=problem, rollouts=tuple(rollouts)))
-    return StepGroups(
-        groups=groups, position=described["position"], ledger=described["ledger"]
-    )
+    return StepGroups(groups=groups, position=described["position"], ledger=described["ledger"])
 
 
 def _describe(group: Group) -> dict[str, Any]:

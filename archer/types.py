@@ -83,7 +83,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A completion with its verdict, and the reward that it is trained with (score plus shaping)."""
+    """A completion, its verdict, and the reward it is trained with (score plus shaping)."""
 
     completion: Completion
     verdict: Verdict

@@ -308,8 +308,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used_by_the_cu
     for command in commands:
         said = refused(*command)
         assert str(newest) in said
+        assert "to use the one before it" in said
         assert contents(run) == before
-    assert "delete" in said or fault == "no manifest"
     assert not (tmp_path / "out").exists()
     shutil.rmtree(newest)
     assert main(["train", str(recipe), "--run", str(run), "--quiet"]) == 0
@@ -408,7 +408,7 @@ def test_doctor_says_what_is_here_and_the_cure_for_what_is_not(
     said = capsys.readouterr().out
     for word in ("Python", "device", "CPU cores", "memory", "disk", "torch", str(tmp_path)):
         assert word in said
-    assert "not converted yet" in said
+    assert "not there yet" in said
 
 
 def test_doctor_knows_every_extra_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""The recipe file: what is refused and how, what lies over what, and that nothing is lost on disk."""
+"""The recipe: what is refused and how, what lies over what, and that nothing is lost on disk."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_knobs_of_losses_and_advantages_are_kept_as_they_are(recipe: Path) -> No
 def test_a_recipe_is_frozen(recipe: Path) -> None:
     config = load_config(recipe)
     with pytest.raises(ValueError, match="frozen"):
-        config.train.steps = 9  # type: ignore[misc]
+        config.train.steps = 9
 
 
 # ------------------------------------------------------------------ what changed

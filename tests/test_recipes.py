@@ -253,7 +253,7 @@ def test_the_tiny_questions_are_short_right_and_answered_by_chance_in_one_of_nin
     assert len(problems) == 99
     assert all(len(str(problem.prompt)) == 4 for problem in problems)
     for problem in problems:
-        a, sign, b, _ = str(problem.prompt)
+        a, sign, b, _ = list(str(problem.prompt))
         assert problem.answer == str(int(a) + int(b) if sign == "+" else int(a) - int(b))
     answers = [problem.answer for problem in problems]
     assert {digit: answers.count(digit) for digit in set(answers)} == dict.fromkeys("123456789", 11)

@@ -137,9 +137,12 @@ def _same(gold: Node, answer: Node, symbols: bool) -> Same:
         return _same_number(gold, answer)
     if isinstance(gold, Numeral) or isinstance(answer, Numeral):
         return gold == answer
+    one, other = _text(gold), _text(answer)
     if isinstance(gold, Words) or isinstance(answer, Words):
-        return _text(gold) == _text(answer)
-    return _same_expression(_text(gold), _text(answer), symbols)
+        letter = len(one) == 1 or len(other) == 1  # a choice, or a variable
+        if not letter or (isinstance(gold, Words) and isinstance(answer, Words)):
+            return one == other
+    return _same_expression(one, other, symbols)
 
 
 def _any(answers: Iterable[Same]) -> Same:

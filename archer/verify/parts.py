@@ -382,6 +382,7 @@ _UNITS = {
     )
     for name in line.split()
 }  # fmt: skip
+_POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cubed": "^3"}
 _SHORT_UNITS = frozenset("cm mm km kg ft hr lb oz".split())
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
 _TEXT_UNIT = re.compile(
@@ -417,18 +418,10 @@ def _read_quantity(text: str) -> Node | None:
 def unit_name(unit: str) -> str:
     """One name for each unit: "square inches" -> "in^2", "centimetres" -> "cm"."""
     words = unit.lower().replace(".", "").split()
-    power = ""
-    for name, exponent in (("square", "^2"), ("sq", "^2"), ("cubic", "^3")):
-        if name in words:
-            words.remove(name)
-            power = exponent
-    for name, exponent in (("squared", "^2"), ("cubed", "^3")):
-        if name in words:
-            words.remove(name)
-            power = exponent
-    name = " ".join(words)
+    powers = [_POWERS[word] for word in words if word in _POWERS]
+    name = " ".join(word for word in words if word not in _POWERS)
     singular = name[:-1] if len(name) > 2 and name.endswith("s") else name
-    return _UNITS.get(name, _UNITS.get(singular, singular)) + power
+    return _UNITS.get(name, _UNITS.get(singular, singular)) + "".join(powers[:1])
 
 
 def is_known_unit(unit: str) -> bool:

@@ -145,8 +145,7 @@ class WorkerPool:
         if verdict is not None:
             self._settle(task, verdict)
         else:
-            self._start_thread()
-            self._tasks.put(task)
+            self._enqueue(task)
         return task.ticket
 
     def ledger(self) -> dict[str, float]:
@@ -173,13 +172,18 @@ class WorkerPool:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
+        while self._workers:
+            self._workers.pop().bury()
 
-    def _start_thread(self) -> None:
+    def _enqueue(self, task: _Task) -> None:
         with self._lock:
+            if self._closing:
+                raise RuntimeError("these verifiers are closed: open new ones")
             if len(self._threads) < self._num_workers:
                 thread = threading.Thread(target=self._serve, daemon=True, name="archer-verify")
                 self._threads.append(thread)
                 thread.start()
+            self._tasks.put(task)
 
     def _serve(self) -> None:
         """In a thread of its own: hands tasks to one worker, and replaces it when it dies."""
@@ -194,8 +198,6 @@ class WorkerPool:
             with self._lock:
                 self._counts["seconds/verify_queue"] += waited
             self._settle(task, verdict)
-        if worker is not None:
-            self._discard(worker)
 
     def _judge(self, task: _Task, worker: _Worker | None) -> tuple[Verdict, _Worker | None]:
         """The verdict, and the worker that lives on."""
@@ -240,6 +242,7 @@ class WorkerPool:
         return json.dumps(request).encode() + b"\n"
 
     def _start_worker(self) -> _Worker:
+        """Called in the thread that keeps the worker: the kernel ends it when that thread ends."""
         with self._lock:
             if self._closing:
                 raise CancelledError("the verifiers were closed before this verdict")

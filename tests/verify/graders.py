@@ -13,7 +13,7 @@ from archer.verify.extract import Reading
 
 
 def length(problem: Problem, reading: Reading) -> bool:
-    return reading.answer is not None and len(reading.answer) == problem.answer
+    return reading.answer is not None and len(reading.answer) == int(problem.answer)
 
 
 def half(problem: Problem, reading: Reading) -> float:
@@ -31,7 +31,7 @@ def raises(problem: Problem, reading: Reading) -> bool:
 def raises_on_seven(problem: Problem, reading: Reading) -> bool:
     if reading.answer == "7":
         raise ZeroDivisionError("seven")
-    return reading.answer == problem.answer
+    return bool(reading.answer == problem.answer)
 
 
 def leaves(problem: Problem, reading: Reading) -> bool:
@@ -92,7 +92,7 @@ def works_a_while(problem: Problem, reading: Reading) -> bool:
     end = time.process_time() + 0.02
     while time.process_time() < end:
         pass
-    return reading.answer == problem.answer
+    return bool(reading.answer == problem.answer)
 
 
 calls = 0

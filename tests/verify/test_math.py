@@ -482,11 +482,11 @@ def wrongly_judged(chosen: list[tuple[str, str]], expected: bool) -> list[tuple[
 
 
 def test_equal_answers_are_accepted() -> None:
-    assert wrongly_judged(seeded(SAME, 150), True) == []
+    assert wrongly_judged(seeded(SAME, 80), True) == []
 
 
 def test_other_answers_are_rejected() -> None:
-    assert wrongly_judged(seeded(DIFFERENT, 150), False) == []
+    assert wrongly_judged(seeded(DIFFERENT, 80), False) == []
 
 
 @pytest.mark.full
