@@ -134,7 +134,7 @@ class VerifyConfig(Section):
     cpu_seconds: float = Field(default=5.0, gt=0)
     """CPU time that one verdict may take."""
     answer_pattern: str = "box"
-    """`box`: the last complete \\boxed{}; `number`: the last number; else a regex with one group."""
+    """`box`: the last complete \\boxed{}; `number`: the last number; else a regex, one group."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     """The run stops when more of a step's verdicts than this are grader errors."""
 

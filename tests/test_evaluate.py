@@ -176,10 +176,9 @@ def test_a_result_is_never_written_over(tmp_path: Path, monkeypatch: pytest.Monk
         evaluate_model("tiny", terminal=QUIET, problems=problems, max_tokens=8)
     names = sorted(path.name for path in (tmp_path / "evals").iterdir())
     assert names == ["tiny-sums-2.json", "tiny-sums-2.jsonl", "tiny-sums.json", "tiny-sums.jsonl"]
+    out = tmp_path / "evals" / "tiny-sums.json"
     with pytest.raises(ValueError, match="is there already"):
-        evaluate_model(
-            "tiny", terminal=QUIET, problems=problems, out=tmp_path / "evals" / "tiny-sums.json"
-        )
+        evaluate_model("tiny", terminal=QUIET, problems=problems, max_tokens=8, out=out)
 
 
 @pytest.mark.parametrize(

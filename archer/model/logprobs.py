@@ -32,17 +32,14 @@ BLOCK_ROWS = 2048
 BLOCK_COLUMNS = 4096
 """Most of the vocabulary in a block: sums over longer stretches lose digits."""
 
-BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-"""Size of a block: on CPU two should fit the last cache, on CUDA one must fill the device."""
+CPU_BLOCK_BYTES = 8 << 20
+"""Most memory for a block on CPU: two of them, and their part of the weight, should stay cached."""
 
 KEEP_BYTES = 512 << 20
 """Logits that a forward pass may hold for its backward pass, which then skips a matrix product."""
 
 BARRED = -1e30
 """Stands for a logit of -inf: its probability is 0 too, and 0 times it is 0 and not NaN."""
-
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
-"""Entries of a model's config that say that it changes its logits behind the head."""
 
 
 def fused_logprobs(
@@ -132,17 +129,10 @@ class FusedHead(nn.Module):
 def fuse_head(model: PreTrainedModel) -> FusedHead:
     """Replaces the model's output layer by a `FusedHead` on the same parameters, and returns it.
 
-    Do this before the model is sharded. Raises ValueError for a model whose logits are not simply
-    its output layer's, for there the scores would be changed without a word.
+    Do this before the model is sharded. The model's logits must be its output layer's and nothing
+    more; `archer.model.supported` refuses the kinds that scale or cap them.
+    Raises ValueError for a model without a linear output layer.
     """
-    for name in LOGIT_CHANGES:
-        value = getattr(model.config, name, None)
-        if value not in (None, 1.0):
-            kind = model.config.model_type
-            raise ValueError(
-                f"{kind} models change their logits behind the head ({name} = {value}), which the "
-                "log-probs would miss; choose a model that does not, such as Qwen3 or Llama"
-            )
     head: nn.Module | None = model.get_output_embeddings()
     if isinstance(head, FusedHead):
         return head
@@ -253,9 +243,11 @@ def _block_shape(rows: int, device: torch.device) -> tuple[int, int]:
     """Rows in blocks of equal size, and as many columns as the memory for a block then allows."""
     num_blocks = max(1, math.ceil(rows / BLOCK_ROWS))
     block_rows = max(1, math.ceil(rows / num_blocks))
-    columns = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // 4 // block_rows
+    if device.type != "cpu":
+        return block_rows, BLOCK_COLUMNS
     # Matrix products like multiples of 64.
-    return block_rows, min(BLOCK_COLUMNS, max(64, columns // 64 * 64))
+    columns = CPU_BLOCK_BYTES // torch.float32.itemsize // block_rows // 64 * 64
+    return block_rows, min(BLOCK_COLUMNS, columns)
 
 
 def _cuts(length: int, size: int) -> list[slice]:
@@ -330,8 +322,8 @@ def _product(
 ) -> Float[Tensor, "n m"]:
     """`left @ right`, summed in `dtype`.
 
-    The caller adds it to its total. Adding within the product (`addmm`) can round at each of the k
-    steps to the precision of the total, which over a vocabulary has cost a hundredfold.
+    The caller adds it to its total. Adding within the product (`addmm`) may round each of the k
+    steps to the precision of the total, which costs up to two digits over a vocabulary.
     """
     if left.dtype == dtype:
         return left @ right

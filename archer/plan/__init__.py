@@ -1,0 +1,347 @@
+"""`archer plan`: what a recipe would run, what that takes here, and what is missing for it.
+
+The text is for a terminal of 80 columns. No weight is read; the arithmetic stands in `estimate`,
+what is looked for on the machine in `missing`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+import torch
+
+from archer.config import Config
+from archer.engine.local import resolve_device
+from archer.model.shapes import ModelShape, parameter_count
+from archer.plan.estimate import (
+    EXPECTED_LENGTH,
+    Job,
+    Lengths,
+    Memory,
+    Seconds,
+    Speed,
+    answers_in_flight,
+    checkpoint_bytes,
+    estimate_memory,
+    estimate_seconds,
+    largest_microbatch,
+    measure_speed,
+    score_passes,
+    updates_per_step,
+)
+from archer.plan.missing import (
+    Missing,
+    find_shape,
+    free_disk,
+    free_memory,
+    is_described,
+    missing_device,
+    missing_model,
+    missing_room,
+    missing_sinks,
+    missing_sources,
+)
+from archer.setup import Data, check_recipe, load_data, num_threads
+
+WIDTH = 80
+
+UNKNOWN_PROMPT_TOKENS = 256
+"""Taken for a mean prompt where prompts cannot be read yet."""
+
+Lines = list[tuple[str, str]]
+"""Labels, and what is said of each."""
+
+
+def plan(config: Config) -> str:
+    """The plan of a recipe.
+
+    Raises ValueError for a recipe that is wrong: an unknown loss or knob, a model of a kind that is
+    not served, malformed data, prompts that do not fit. What can be fetched or made is no error,
+    it is listed as missing.
+    """
+    check_recipe(config)
+    sources = missing_sources(config)
+    missing = [*missing_model(config), *sources, *missing_sinks(config), *missing_device(config)]
+    shape = find_shape(config)
+    data = load_data(config) if is_described(config) and not sources else None
+    lengths = expected_lengths(config, data)
+    sections = [
+        _section("What runs", _run_lines(config, lengths, data)),
+        _section("What is on and off", _choice_lines(config, data)),
+    ]
+    if shape is None:
+        sections.append(f"Nothing is known of {config.model.name}, so nothing is estimated.")
+        return "\n\n".join([*sections, _missing(missing)])
+    job = job_of(config, shape, lengths)
+    memory, free = estimate_memory(job), free_memory(job.device)
+    speed = measure_speed(job, threads=num_threads(config))
+    missing += missing_room(job, memory, free=free, disk=free_disk())
+    seconds, most = estimate_seconds(job, speed), estimate_seconds(job.at_most, speed)
+    sections += [
+        _section("The model", _model_lines(job)),
+        _section("Memory, estimated", _memory_lines(job, memory, free)),
+        _section("Time, estimated", _time_lines(job, seconds, most, speed)),
+    ]
+    return "\n\n".join([*sections, _missing(missing)])
+
+
+def expected_lengths(config: Config, data: Data | None) -> Lengths:
+    """Of the prompts as they are, or as the recipe limits them; of answers as is assumed."""
+    limit = config.rollout.max_tokens
+    longest = config.data.max_prompt_tokens
+    mean = float(min(UNKNOWN_PROMPT_TOKENS, longest))
+    if data is not None:
+        sizes = [len(data.render(problem).token_ids) for problem in data.train]
+        mean, longest = sum(sizes) / len(sizes), max(sizes)
+    return Lengths(
+        prompt=mean,
+        longest_prompt=longest,
+        answer=max(1.0, EXPECTED_LENGTH * limit),
+        longest_answer=limit,
+    )
+
+
+def job_of(config: Config, shape: ModelShape, lengths: Lengths) -> Job:
+    """The job on this machine; one that wants an absent GPU is planned for the CPU."""
+    cuda = torch.cuda.is_available() and resolve_device(config.model.device).type == "cuda"
+    half = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
+    return Job(
+        config=config,
+        shape=shape,
+        lengths=lengths,
+        device="cuda" if cuda else "cpu",
+        itemsize=2 if half else 4,
+    )
+
+
+# ------------------------------------------------------------------ what runs
+
+
+def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
+    rollout, update, steps = config.rollout, config.update, config.train.steps
+    completions, updates = rollout.problems * rollout.samples, updates_per_step(config)
+    # Groups that are dropped make fewer mini-batches.
+    up_to = "up to " if rollout.filter == "drop" else ""
+    passes = "once" if update.passes == 1 else f"{update.passes} times"
+    warmup = f", after a rise over {update.warmup} steps" if update.warmup else ""
+    return [
+        (
+            "a step",
+            f"{rollout.problems} problems x {rollout.samples} samples = {completions:,} completions "
+            f"of at most {rollout.max_tokens:,} tokens, at temperature {rollout.temperature:g}",
+        ),
+        (
+            "its update",
+            f"mini-batches of {update.minibatch} problems, all gone through {passes}: "
+            f"{up_to}{updates} optimizer steps; forward passes over at most "
+            f"{update.microbatch_tokens:,} tokens, which changes memory alone",
+        ),
+        (
+            "the run",
+            f"{steps:,} steps: {completions * steps:,} completions, {up_to}{updates * steps:,} "
+            "optimizer steps",
+        ),
+        ("problems", _problems(config, lengths, data)),
+        (
+            "learning",
+            f"loss {config.loss.name}, advantage {config.advantage.name}, "
+            f"{AVERAGES[update.average]}; learning rate {update.learning_rate:g}, "
+            f"{update.schedule}{warmup}",
+        ),
+    ]
+
+
+AVERAGES = {
+    "token": "averaged over tokens",
+    "sequence": "averaged over answers, each its own mean",
+    "constant": "each answer's sum over a constant",
+}
+
+
+def _problems(config: Config, lengths: Lengths, data: Data | None) -> str:
+    if data is None:
+        return "not counted yet, see what is missing"
+    epochs = config.train.steps * config.rollout.problems / len(data.train)
+    return (
+        f"{len(data.train):,} to learn from, drawn {epochs:.1f} times each, and "
+        f"{len(data.evaluate):,} to be judged by; prompts of {lengths.prompt:.0f} tokens on "
+        f"average, {lengths.longest_prompt} at most"
+    )
+
+
+def _choice_lines(config: Config, data: Data | None) -> Lines:
+    return [
+        ("KL", _kl(config)),
+        ("entropy bonus", _entropy(config)),
+        ("uniform groups", FILTERS[config.rollout.filter]),
+        ("long answers", _overlong(config)),
+        ("mismatch", _mismatch(config)),
+        ("old log-probs", _old_logp(config)),
+        ("evaluation", _evaluation(config, data)),
+    ]
+
+
+FILTERS = {
+    "keep": "kept, they count in the averages",
+    "drop": "dropped, a step learns from fewer",
+    "refill": "replaced by others until enough teach",
+}
+
+
+def _kl(config: Config) -> str:
+    kl = config.kl
+    if not kl.used:
+        return "off, no reference model is held"
+    if kl.knowledge == kl.reasoning:
+        return f"on, {kl.knowledge:g} on all tokens ({kl.estimator}); a reference model is held"
+    return (
+        f"on, {kl.knowledge:g} on tokens of low entropy, {kl.reasoning:g} on those of high entropy "
+        f"({kl.estimator}, parted at quantile {kl.quantile:g}); a reference model is held"
+    )
+
+
+def _entropy(config: Config) -> str:
+    entropy = config.entropy
+    if entropy.target is not None:
+        return f"on, from {entropy.coefficient:g}, moved to hold {entropy.target:g} nats"
+    return f"on, {entropy.coefficient:g}" if entropy.coefficient else "off"
+
+
+def _overlong(config: Config) -> str:
+    overlong = config.rollout.overlong
+    penalty = "no penalty"
+    if overlong.buffer:
+        penalty = f"penalty up to {overlong.penalty:g} over the last {overlong.buffer} tokens"
+    return f"{penalty}; cut ones {'do not count' if overlong.mask else 'count'}"
+
+
+def _mismatch(config: Config) -> str:
+    mismatch = config.mismatch
+    if mismatch.kind == "none":
+        return "not corrected, the sampler is taken for the learner"
+    bounds = f"[{mismatch.low:g}, {mismatch.high:g}]"
+    return f"corrected, {mismatch.kind} by {mismatch.level} with ratios in {bounds}"
+
+
+def _old_logp(config: Config) -> str:
+    if config.update.old_logp == "sampler":
+        return "the sampler's, no pass of the learner"
+    if score_passes(config) > int(config.kl.used):
+        return "from a pass of the learner"
+    return "none needed, a step is one update"
+
+
+def _evaluation(config: Config, data: Data | None) -> str:
+    if not config.data.evaluate:
+        return "none, no problems are set apart"
+    problems = "the problems" if data is None else f"{len(data.evaluate):,} problems"
+    every = f", every {config.eval.every} steps" if config.eval.every else ""
+    return f"{problems} x {config.eval.samples}, before the first step{every} and after the last"
+
+
+# ------------------------------------------------------------------ what it takes
+
+
+def _model_lines(job: Job) -> Lines:
+    config, shape = job.config, job.shape
+    numbers = "float32" if job.itemsize == 4 else "bfloat16"
+    threads = num_threads(config)
+    cpu = f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+    return [
+        (
+            config.model.name,
+            f"{parameter_count(shape) / 1e6:,.1f} million parameters in {shape.layers} layers, "
+            f"{numbers}, on {'one GPU' if job.device == 'cuda' else cpu}",
+        ),
+        (
+            "checkpoints",
+            f"every {config.checkpoint.every} steps, {_size(checkpoint_bytes(shape))} each, at most "
+            f"{config.checkpoint.keep + 1} kept",
+        ),
+    ]
+
+
+def _memory_lines(job: Job, memory: Memory, free: float) -> Lines:
+    parts = {
+        "weights": memory.weights + memory.masters,
+        "Adam": memory.moments,
+        "reference": memory.reference,
+        "libraries": memory.framework,
+    }
+    held = ", ".join(f"{name} {_size(part)}" for name, part in parts.items() if part)
+    micro = largest_microbatch(job.config, job.lengths)
+    in_flight = answers_in_flight(job.config, job.lengths)
+    lines = [
+        ("held", f"{_size(memory.held)}: {held}"),
+        (
+            "sampling",
+            f"+ {_size(memory.cache)}: cache and logits of {in_flight:,} answers in flight",
+        ),
+        (
+            "update",
+            f"+ {_size(memory.update)}: gradients {_size(memory.gradients)}, activations of "
+            f"{micro.rows:,} tokens {_size(memory.activations)}, head {_size(memory.head)}",
+        ),
+        ("saving", f"+ {_size(memory.saving)}: a checkpoint on its way to the disk"),
+        ("peak", f"{_size(memory.peak)}, of {_size(free)} that are free"),
+    ]
+    return [line for line in lines if line[0] != "saving" or memory.saving]
+
+
+def _time_lines(job: Job, seconds: Seconds, most: Seconds, speed: Speed) -> Lines:
+    steps = job.config.train.steps
+    return [
+        ("sampling", _duration(seconds.sampling)),
+        ("score", _duration(seconds.score) if seconds.score else "no pass needed"),
+        ("update", _duration(seconds.update)),
+        (
+            "a step",
+            f"{_duration(seconds.step)} if answers take {job.lengths.answer:,.0f} tokens and "
+            f"{job.teaching:.0%} of the groups teach, {_duration(most.step)} at most",
+        ),
+        ("the run", f"{_duration(seconds.step * steps)} and its evaluations"),
+        (
+            "measured now",
+            f"{speed.training / 1e9:,.0f} GFLOP/s for training, {speed.decoding / 1e9:,.0f} for "
+            f"sampling, memory {speed.memory / 1e9:,.0f} GB/s",
+        ),
+    ]
+
+
+# ------------------------------------------------------------------ as text
+
+
+def _section(title: str, lines: Lines) -> str:
+    width = max(len(label) for label, _ in lines if len(label) <= 16) + 4
+    rows = [title]
+    for label, text in lines:
+        first, rest = f"  {label}".ljust(width), " " * width
+        if len(label) > 16:
+            rows.append(f"  {label}")
+            first = rest
+        rows += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
+    return "\n".join(rows)
+
+
+def _missing(missing: list[Missing]) -> str:
+    if not missing:
+        return "What is missing: nothing"
+    rows = ["What is missing, and the cure"]
+    for fact, cure in missing:
+        rows += textwrap.wrap(f"- {fact}: {cure}", WIDTH, subsequent_indent="  ")
+    return "\n".join(rows)
+
+
+def _size(number: float) -> str:
+    """Bytes as GB (10^9) or MB, with three digits at most."""
+    if number < 0.9995e9:
+        return f"{number / 1e6:.0f} MB" if number >= 9.95e6 else f"{number / 1e6:.1f} MB"
+    digits = 2 if number < 9.995e9 else 1 if number < 99.95e9 else 0
+    return f"{number / 1e9:,.{digits}f} GB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
