@@ -24,6 +24,9 @@ STOPPED = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command, and returns the exit code."""
+    # Threads that wait give up spinning soon: on a machine that others use too, long spinning took
+    # two thirds of the CPU time. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:  # argparse takes no section.key=value behind an option

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import logging as transformers_logging
 
 from archer.config import Config, config_from, load_config
 from archer.engine.base import Request, Sample, Sampling
@@ -92,7 +91,7 @@ def evaluate_model(
     Raises ValueError, before weights load, for whatever is wrong with the model's name, the
     problems, the settings or `out`.
     """
-    transformers_logging.disable_progress_bar()
+
     subject = find_subject(model)
     config = evaluation_config(
         subject,

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import logging as transformers_logging
 
 import archer
 from archer.config import Config, config_toml, load_config
@@ -161,7 +160,7 @@ def _row(name: str, difference: Difference) -> tuple[str, ...]:
 
 def _write_model(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     config = checkpoint.config
-    transformers_logging.disable_progress_bar()
+
     model = trained_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
     # As its makers wrote it: for training, the cache and all that is random were switched off.
     model.config = load_model_config(config.model.name, revision=config.model.revision)

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from archer.model.convert import UNREADABLE, cache_folder, gguf_folder, one_line, smollm2_folder
@@ -57,6 +58,7 @@ def load_model(
     """
     device = torch.device(device)
     number_type = _number_type(dtype, device)
+    transformers_logging.disable_progress_bar()  # archer shows bars of its own
     if name == "tiny":
         model = tiny()
         for parameter in model.parameters():  # not `.to(dtype)`, see below

@@ -15,6 +15,7 @@ from archer.engine.local import resolve_device
 from archer.model.shapes import ModelShape, parameter_count
 from archer.plan.estimate import (
     EXPECTED_LENGTH,
+    EXPECTED_TOKENS,
     Job,
     Lengths,
     Memory,
@@ -96,7 +97,7 @@ def expected_lengths(config: Config, data: Data | None) -> Lengths:
     return Lengths(
         prompt=mean,
         longest_prompt=longest,
-        answer=max(1.0, EXPECTED_LENGTH * limit),
+        answer=min(max(1.0, EXPECTED_LENGTH * limit), EXPECTED_TOKENS),
         longest_answer=limit,
     )
 
@@ -127,8 +128,9 @@ def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
     return [
         (
             "a step",
-            f"{rollout.problems} problems x {rollout.samples} samples = {completions:,} completions "
-            f"of at most {rollout.max_tokens:,} tokens, at temperature {rollout.temperature:g}",
+            f"{rollout.problems} problems x {rollout.samples} samples = {completions:,} "
+            f"completions of at most {rollout.max_tokens:,} tokens, at temperature "
+            f"{rollout.temperature:g}",
         ),
         (
             "its update",
@@ -161,11 +163,11 @@ AVERAGES = {
 def _problems(config: Config, lengths: Lengths, data: Data | None) -> str:
     if data is None:
         return "not counted yet, see what is missing"
-    epochs = config.train.steps * config.rollout.problems / len(data.train)
+    drawn, size = config.train.steps * config.rollout.problems, len(data.train)
+    often = f"{drawn:,} of them drawn" if drawn < size else f"each drawn {drawn / size:.1f} times"
     return (
-        f"{len(data.train):,} to learn from, drawn {epochs:.1f} times each, and "
-        f"{len(data.evaluate):,} to be judged by; prompts of {lengths.prompt:.0f} tokens on "
-        f"average, {lengths.longest_prompt} at most"
+        f"{size:,} to learn from, {often}, and {len(data.evaluate):,} to be judged by; prompts of "
+        f"{lengths.prompt:.0f} tokens on average, {lengths.longest_prompt} at most"
     )
 
 
@@ -255,8 +257,8 @@ def _model_lines(job: Job) -> Lines:
         ),
         (
             "checkpoints",
-            f"every {config.checkpoint.every} steps, {_size(checkpoint_bytes(shape))} each, at most "
-            f"{config.checkpoint.keep + 1} kept",
+            f"every {config.checkpoint.every} steps, {_size(checkpoint_bytes(shape))} each, at "
+            f"most {config.checkpoint.keep + 1} kept",
         ),
     ]
 
@@ -302,8 +304,9 @@ def _time_lines(job: Job, seconds: Seconds, most: Seconds, speed: Speed) -> Line
         ("the run", f"{_duration(seconds.step * steps)} and its evaluations"),
         (
             "measured now",
-            f"{speed.training / 1e9:,.0f} GFLOP/s for training, {speed.decoding / 1e9:,.0f} for "
-            f"sampling, memory {speed.memory / 1e9:,.0f} GB/s",
+            f"{_number(speed.training / 1e9)} GFLOP/s for training, "
+            f"{_number(speed.decoding / 1e9)} for sampling, memory "
+            f"{_number(speed.memory / 1e9)} GB/s",
         ),
     ]
 
@@ -320,7 +323,11 @@ def _section(title: str, lines: Lines) -> str:
             rows.append(f"  {label}")
             first = rest
         rows += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest)
-    return "\n".join(rows)
+    return "\n".join(rows).replace(NO_BREAK, " ")
+
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+"""Holds a number and its unit together while lines are broken."""
 
 
 def _missing(missing: list[Missing]) -> str:
@@ -335,13 +342,21 @@ def _missing(missing: list[Missing]) -> str:
 def _size(number: float) -> str:
     """Bytes as GB (10^9) or MB, with three digits at most."""
     if number < 0.9995e9:
-        return f"{number / 1e6:.0f} MB" if number >= 9.95e6 else f"{number / 1e6:.1f} MB"
+        return (
+            f"{number / 1e6:.0f}{NO_BREAK}MB"
+            if number >= 9.95e6
+            else f"{number / 1e6:.1f}{NO_BREAK}MB"
+        )
     digits = 2 if number < 9.995e9 else 1 if number < 99.95e9 else 0
-    return f"{number / 1e9:,.{digits}f} GB"
+    return f"{number / 1e9:,.{digits}f}{NO_BREAK}GB"
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+            return f"{seconds / size:,.1f}{NO_BREAK}{unit}"
+    return f"{seconds:.1f}{NO_BREAK}s" if seconds >= 1 else f"{seconds * 1000:.0f}{NO_BREAK}ms"

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from archer.config import Config
-from archer.model.logprobs import BLOCK_BYTES, KEEP_BYTES
+from archer.model.logprobs import KEEP_BYTES
 from archer.model.shapes import (
     ModelShape,
     body_flops_per_token,
@@ -29,24 +29,28 @@ from archer.model.shapes import (
 )
 
 EXPECTED_LENGTH = 0.75
-"""Share of `rollout.max_tokens` that a mean answer is taken to have."""
+"""Share of `rollout.max_tokens` that a mean answer is taken to have ..."""
+
+EXPECTED_TOKENS = 8192
+"""... and its tokens at most: about what models that think at length write on average."""
 
 EXPECTED_TEACHING = 0.5
 """Share of groups that are taken to teach: neither all right nor all wrong."""
 
 FRAMEWORK_BYTES = {"cpu": 400e6, "cuda": 600e6}
-"""Held before any weight. CPU: Python, torch, transformers and the data as resident memory, measured
-with torch 2.13. CUDA: workspaces of the libraries, an assumption."""
+"""Held before any weight. CPU: Python, torch, transformers and the data as resident memory,
+measured with torch 2.13. CUDA: workspaces of the libraries, an assumption."""
 
-ALLOCATOR_SHARE = 0.05
-"""Of the peak: what the allocator holds beside what is in use. Measured on the quickstart."""
-
-EFFICIENCY = {"sampling": 0.6, "score": 0.7, "update": 0.7}
-"""Speed of a whole pass beside that of one product with one of its matrices; the rest goes to norms,
-attention, softmax and the traffic between. Measured on the quickstart, two CPU cores."""
+EFFICIENCY = {"sampling": 0.6, "score": 0.8, "update": 0.8}
+"""Speed of a whole pass beside that of one product with one of its matrices; the rest goes to
+norms, attention, softmax and the traffic between. Measured on the quickstart, on CPU cores."""
 
 LAYER_SECONDS = {"cpu": 200e-6, "cuda": 300e-6}
 """What one layer of one pass takes however little it computes: some thirty calls of torch."""
+
+ANSWER_SECONDS = 8e-5
+"""What an answer takes in Python beside the model: its text, verdict and records in sampling, its
+part in packing a pass of the learner."""
 
 NORM_BYTES = {4: 24, 2: 16}
 """Kept for the backward pass of a layer, per token and hidden unit, by bytes of a number: two RMS
@@ -56,8 +60,11 @@ HEAD_NORM_BYTES = 8
 """The same per unit of queries and keys, where those are normalised (Qwen3)."""
 
 OPTIMIZER_BYTES = 40
-"""Traffic of an optimizer step per parameter: clipping reads the gradient twice and writes it, AdamW
-reads four numbers and writes three."""
+"""Traffic of an optimizer step per parameter: clipping reads the gradient twice and writes it,
+AdamW reads four numbers and writes three."""
+
+HEAD_BLOCK = (2048, 4096)
+"""Rows and columns, at most, of each of the two blocks of logits that the fused head works in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +125,9 @@ class Speed:
 class Memory:
     """Bytes by part: what is held throughout, and what sampling, update and saving add in turn.
 
-    Example, in GB, 1 held, and the update at its peak:
+    Example, in GB: 1 is held, and the update adds most:
         Memory(framework=0.4, weights=0.2, masters=0, moments=0.4, reference=0, cache=0.3,
-               gradients=0.2, activations=0.5, head=0.1, saving=0.4, allocator=0.09).peak == 1.89
+               gradients=0.2, activations=0.5, head=0.1, saving=0.4).peak == 1.8
     """
 
     framework: float
@@ -140,7 +147,6 @@ class Memory:
     """Logits kept for the backward pass, two blocks, and the head's gradient on its way."""
     saving: float
     """The copy of a checkpoint's larger part on its way to the disk."""
-    allocator: float
 
     @property
     def held(self) -> float:
@@ -152,7 +158,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        return self.held + max(self.cache, self.update, self.saving) + self.allocator
+        return self.held + max(self.cache, self.update, self.saving)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +242,7 @@ def estimate_memory(job: Job) -> Memory:
     # Shared weights get a second gradient from the embedding before both are added up.
     on_their_way = (2 if shape.tied else 1) * shape.vocabulary * shape.hidden * itemsize
     half = itemsize == 2
-    memory = Memory(
+    return Memory(
         framework=FRAMEWORK_BYTES[job.device],
         weights=parameters * itemsize,
         masters=4 * parameters if half else 0,
@@ -244,15 +250,13 @@ def estimate_memory(job: Job) -> Memory:
         reference=parameters * itemsize if job.config.kl.used else 0,
         cache=keys_and_values + drawing,
         gradients=4 * parameters + (2 * parameters if half else 0),
-        activations=_activation_bytes(job, micro),
-        head=_kept_logits(job, micro) + 2 * BLOCK_BYTES[job.device] + on_their_way,
+        activations=activation_bytes(job, micro),
+        head=_kept_logits(job, micro) + _block_bytes(job, micro) + on_their_way,
         saving=8 * parameters if job.device == "cpu" else 0,
-        allocator=0.0,
     )
-    return replace(memory, allocator=ALLOCATOR_SHARE * memory.peak)
 
 
-def _activation_bytes(job: Job, micro: Micro) -> float:
+def activation_bytes(job: Job, micro: Micro) -> float:
     """Kept from forward to backward pass: inputs of norms, matrices, activation and attention."""
     shape, itemsize = job.shape, job.itemsize
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -269,6 +273,11 @@ def _activation_bytes(job: Job, micro: Micro) -> float:
 
 def _kept_logits(job: Job, micro: Micro) -> int:
     return min(KEEP_BYTES, 4 * micro.scored * job.shape.vocabulary)
+
+
+def _block_bytes(job: Job, micro: Micro) -> int:
+    rows, columns = HEAD_BLOCK
+    return 2 * 4 * min(micro.scored, rows) * min(job.shape.vocabulary, columns)
 
 
 def checkpoint_bytes(shape: ModelShape) -> int:
@@ -301,7 +310,8 @@ def _sampling_seconds(job: Job, speed: Speed) -> float:
     read = steps * parameter_count(shape) * job.itemsize
     read += tokens * context * cache_bytes_per_token(shape, bytes_per_number=job.itemsize)
     bound = max(flops / (EFFICIENCY["sampling"] * speed.decoding), read / speed.memory)
-    return bound + steps * shape.layers * LAYER_SECONDS[job.device]
+    overhead = steps * shape.layers * LAYER_SECONDS[job.device]
+    return bound + overhead + groups * rollout.samples * ANSWER_SECONDS
 
 
 def _score_seconds(job: Job, speed: Speed) -> float:
@@ -344,11 +354,12 @@ def _body_flops(shape: ModelShape, context: float) -> int:
 
 
 def _pass_seconds(job: Job, groups: float) -> float:
-    """What forward passes over so many groups take beside their operations."""
+    """What forward passes over so many groups take beside operations in matrices."""
     tokens = groups * (job.lengths.prompt + job.config.rollout.samples * job.lengths.answer)
     update = job.config.update
     passes = max(math.ceil(groups / update.minibatch), math.ceil(tokens / update.microbatch_tokens))
-    return passes * job.shape.layers * LAYER_SECONDS[job.device]
+    answers = groups * job.config.rollout.samples
+    return passes * job.shape.layers * LAYER_SECONDS[job.device] + answers * ANSWER_SECONDS
 
 
 def measure_speed(job: Job, *, threads: int, budget: float = 0.1) -> Speed:
