@@ -75,6 +75,8 @@ class Learner:
     ) -> Tallies:
         """One optimizer step. Returns tallies of the objective, the gradient norm and skips.
 
+        Where no sequence has a gradient (all groups uniform), there is no step and none is counted.
+
         A gradient that is not finite changes nothing: the step is skipped and counted.
         Raises NonFiniteGradients when that happens `max_skipped` times in a row.
         """
@@ -99,8 +101,8 @@ class Learner:
                 "update.learning_rate, or look at the last rollouts of the run"
             )
         own: Tallies = {
-            "grad_norm": (float(norm), 1.0) if finite else (0.0, 0.0),
-            "updates/skipped": (float(not finite), 1.0),
+            "grad_norm": (float(norm), 1.0) if finite and parts else (0.0, 0.0),
+            "updates/skipped": (float(not finite), float(bool(parts))),
             "tokens/trained": (float(trained), 1.0),
         }
         return add_tallies([*parts, own])
