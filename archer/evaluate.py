@@ -17,7 +17,8 @@ from archer.algo.passk import interval, pass_at_k
 from archer.config import Config
 from archer.data.problems import problems_hash
 from archer.engine.base import Generates, Sampling
-from archer.records import write_rollouts, written_whole
+from archer.files import written_whole
+from archer.records import write_rollouts
 from archer.rollout import Named, Progress, Render, judged_groups, train_sampling
 from archer.setup import Data
 from archer.terminal import Terminal

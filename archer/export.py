@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 import archer
 from archer.config import Config, config_toml, load_config
 from archer.engine.local import WEIGHTS
+from archer.files import sync_folder
 from archer.model.load import load_config as load_model_config
 from archer.model.load import load_model, load_tokenizer
 from archer.parity import PARITY, Difference, Parity, compare, read_responses, reload
-from archer.records import sync_folder
 from archer.run import MANIFEST, State, checkpoint_steps, read_checkpoint
 from archer.terminal import Terminal, table
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from archer.data.problems import Row, read_rows, to_problem
-from archer.records import verdict_row, written_whole
+from archer.files import written_whole
+from archer.records import verdict_row
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES, Problem, Verdict
 from archer.verify.pool import Ticket, WorkerPool

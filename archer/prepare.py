@@ -34,7 +34,6 @@ from archer.data.problems import (
     to_line,
     to_problem,
     to_row,
-    written_aside,
 )
 from archer.data.rows import READERS, read_file
 from archer.data.sources import (
@@ -46,6 +45,7 @@ from archer.data.sources import (
     draw,
     gsm8k_problem,
 )
+from archer.files import written_whole
 from archer.types import Message, Problem
 from archer.verify.extract import last_box
 
@@ -112,7 +112,7 @@ def prepare(
         facts["limit"] = str(limit)
     card = out.with_suffix(".card.md")
     verifiers: Counter[str] = Counter()
-    with written_aside(card) as card_file, written_aside(out) as file:
+    with written_whole(card) as card_file, written_whole(out) as file:
         hash = problems_hash(_through(problems, file, limit, verifiers))
         if not verifiers:
             reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items())

@@ -8,46 +8,18 @@ not sample them again. `write_rollouts` is for people and for `archer grade`: on
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from archer.data.problems import to_problem, to_row
+from archer.files import written_whole
 from archer.types import Completion, Group, Rollout, Verdict
 
-PARTIAL = ".partial"
-"""Ending of what is being written; whoever opens a run folder removes what a kill left of it."""
-
 ARRAYS = ("token_ids", "logps", "entropies")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is complete or not there: written aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from archer.config import Config, changed_knobs, config_toml, flat, load_config
-from archer.records import PARTIAL, StepGroups, load_groups, save_groups, sync_folder, written_whole
+from archer.files import PARTIAL, sync_folder, written_whole
+from archer.records import StepGroups, load_groups, save_groups
 
 MANIFEST, STATE = "manifest.json", "state.json"
 

@@ -39,8 +39,9 @@ from archer.data.stream import ProblemStream
 from archer.engine.base import Engine
 from archer.engine.choices import choose_advantage, choose_pick, needs_greedy
 from archer.evaluate import evaluate_data, write_evaluation
+from archer.files import written_whole
 from archer.randomness import permutation, uniforms
-from archer.records import StepGroups, write_arrays, write_rollouts, written_whole
+from archer.records import StepGroups, write_arrays, write_rollouts
 from archer.rollout import (
     check_errors,
     greedy_rewards,

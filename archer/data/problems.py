@@ -15,11 +15,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
-from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
+from archer.files import written_whole
 from archer.types import Message, Problem
 
 Row = dict[str, Any]
@@ -113,7 +112,7 @@ def to_row(problem: Problem) -> Row:
 def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) -> int:
     """Writes a problem file and returns the number of problems: wholly, or it is as it was."""
     count = 0
-    with written_aside(path) as file:
+    with written_whole(path) as file:
         for problem in problems:
             file.write(to_line(problem))
             count += 1
@@ -157,23 +156,6 @@ def nearest(name: str, known: Collection[str]) -> str:
     if len(known) <= 12:
         return (f'did you mean "{close[0]}"? ' if close else "") + f"known: {_list(known)}"
     return f"near to it: {_list(close)}" if close else f"{len(known)} are known, none is near to it"
-
-
-@contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` when the block ends well, and is removed if not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _text_or_texts(answer: object, where: str) -> None:

@@ -16,8 +16,8 @@ from archer.data.problems import (
     read_problems,
     to_line,
     write_problems,
-    written_aside,
 )
+from archer.files import written_whole
 from archer.types import Problem
 
 SUM: dict[str, Any] = {"id": "sum-1", "prompt": "2+3?", "verifier": "math", "answer": "5"}
@@ -298,7 +298,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_new_file_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "p.jsonl"
-    with written_aside(path) as file:
+    with written_whole(path) as file:
         file.write(to_line(Problem(id="a", prompt="p", verifier="v", answer="1")))
         assert not path.exists()
     assert path.exists()
