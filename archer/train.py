@@ -281,13 +281,7 @@ class Loop:
             ]
         if config.log.arrays_every and step % config.log.arrays_every == 0:
             self._keep_arrays(batch, step)
-        by_problem = {id(group.problem): own for group, own in zip(teach, advantages, strict=True)}
-        places = {
-            str(place): by_problem[id(group.problem)]
-            for place, group in enumerate(groups)
-            if id(group.problem) in by_problem
-        }
-        return add_tallies(tallies), places
+        return add_tallies(tallies), advantages_by_place(groups, teach, advantages)
 
     def _score(self, batch: TokenBatch) -> TokenBatch:
         """Old and reference log-probs, where something will read them."""
@@ -386,6 +380,19 @@ def learning_rate(update: UpdateConfig, step: int, steps: int) -> float:
     if update.schedule == "linear":
         return update.learning_rate * (1 - done)
     return update.learning_rate
+
+
+def advantages_by_place(
+    groups: Sequence[Group], teach: Sequence[Group], advantages: Sequence[list[float]]
+) -> dict[str, list[float]]:
+    """The advantages of the groups that teach, under their places ("0", "1" ...) among all.
+
+    Groups are told apart by their completions: one problem can stand in a step twice, and shaping
+    makes new groups of the same completions.
+    """
+    first = [id(group.rollouts[0].completion) for group in groups]
+    places = [first.index(id(group.rollouts[0].completion)) for group in teach]
+    return {str(place): own for place, own in zip(places, advantages, strict=True)}
 
 
 def step_metrics(groups: Sequence[Group]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from archer.algo.select import is_uniform
+from archer.algo.select import is_uniform, shape_overlong
 from archer.config import Config, config_from
 from archer.data.stream import ProblemStream
 from archer.engine.local import LocalEngine
@@ -18,7 +18,7 @@ from archer.rollout import (
     select_step,
 )
 from archer.setup import Data, load_data, open_engine, open_verifiers
-from archer.train import learning_rate
+from archer.train import advantages_by_place, learning_rate
 from archer.types import Group, Verdict
 from archer.verify.pool import Verifiers
 
@@ -144,6 +144,16 @@ def test_two_places_of_the_stream_with_one_problem_are_sampled_apart(
     assert len(same) == 2
     first, second = ([r.completion.logps.tolist() for r in group.rollouts] for group in same)
     assert first != second
+
+
+def test_a_problem_that_stands_in_a_step_twice_keeps_two_sets_of_advantages(
+    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+) -> None:
+    groups, _ = drawn(config, data, engine, verifiers)
+    same = [replace(group, problem=groups[0].problem) for group in groups]
+    shaped, _ = shape_overlong(same[1:3], limit=3, buffer=3)
+    found = advantages_by_place(same, shaped, [[0.5], [-0.5]])
+    assert found == {"1": [0.5], "2": [-0.5]}
 
 
 @pytest.mark.parametrize(

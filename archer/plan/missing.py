@@ -71,6 +71,7 @@ def find_shape(config: Config) -> ModelShape | None:
     """From the model's config if it is here, else from the table of shapes, else from the hub.
 
     None where all three fail. ValueError for a model that is here and of a kind that is not served.
+    A GGUF file is converted on the way, once, as the run would do.
     """
     name, revision = config.model.name, config.model.revision
     if is_described(config):
