@@ -51,7 +51,7 @@ def ours() -> Callable[[], int]:
         "data": {"train": [{"source": str(folder / "problems.jsonl")}]},
         "rollout": {"problems": PROMPTS, "samples": SAMPLES, "max_tokens": TOKENS},
         "loss": {"name": "grpo"},
-        "update": {"minibatch": PROMPTS, "learning_rate": 1e-6},
+        "update": {"minibatch": PROMPTS, "learning_rate": 1e-6, "microbatch_tokens": 768},
         "train": {"steps": 10_000},
     }
     config = config_from(tree, where="benchmark")

@@ -39,9 +39,7 @@ def ours() -> Callable[[], int]:
     model, tokenizer = model_and_tokenizer()
     use_packed_attention(model)
     fuse_head(model)
-    learner = Learner(
-        model, Objective(loss=LOSSES["grpo"]), temperature=1.0, microbatch_tokens=4096
-    )
+    learner = Learner(model, Objective(loss=LOSSES["grpo"]), temperature=1.0, microbatch_tokens=640)
     prompts = prompt_ids(tokenizer, PROMPTS)
     tokens, advantages = answers()
     old = torch.full((ROWS * TOKENS,), -10.0)
