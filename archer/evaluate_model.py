@@ -23,8 +23,8 @@ from archer.engine.local import resolve_device
 from archer.engine.sampler import Sampler
 from archer.evaluate import Evaluation, evaluate_data, write_evaluation
 from archer.export import RECIPE, Checkpoint, find_checkpoint, is_checkpoint, is_run, trained_model
+from archer.model.adapt import adapt
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
-from archer.model.packing import use_packed_attention
 from archer.setup import load_data, num_threads, open_verifiers
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES
@@ -238,7 +238,7 @@ def _open_sampler(config: Config, checkpoint: Checkpoint | None) -> SamplerAlone
     else:
         model = load_model(origin.name, dtype=origin.dtype, device=device, revision=origin.revision)
     tokenizer = load_tokenizer(origin.name, revision=origin.revision)
-    use_packed_attention(model)
+    adapt(model)
     model.eval()
     sampler = Sampler(
         model,

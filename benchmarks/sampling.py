@@ -20,10 +20,10 @@ def ours() -> Callable[[], int]:
     """archer's sampler."""
     from archer.engine.base import Request, Sampling
     from archer.engine.sampler import Sampler
-    from archer.model.packing import use_packed_attention
+    from archer.model.adapt import adapt
 
     model, tokenizer = model_and_tokenizer()
-    use_packed_attention(model)
+    adapt(model)
     sampler = Sampler(model, tokenizer, stop_token_ids=(), cache_tokens=65536)
     requests = [
         Request(prompt_ids=ids, in_thought=False, names=tuple((i, j) for j in range(SAMPLES)))

@@ -33,12 +33,10 @@ def ours() -> Callable[[], int]:
     from archer.algo.losses import LOSSES
     from archer.algo.objective import Objective
     from archer.engine.learner import Learner
-    from archer.model.logprobs import fuse_head
-    from archer.model.packing import use_packed_attention
+    from archer.model.adapt import adapt
 
     model, tokenizer = model_and_tokenizer()
-    use_packed_attention(model)
-    fuse_head(model)
+    adapt(model)
     learner = Learner(model, Objective(loss=LOSSES["grpo"]), temperature=1.0, microbatch_tokens=640)
     prompts = prompt_ids(tokenizer, PROMPTS)
     tokens, advantages = answers()

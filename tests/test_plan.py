@@ -14,8 +14,8 @@ from transformers import MistralConfig
 from archer.algo.batch import TokenBatch, microbatches
 from archer.cli import main
 from archer.config import Config, config_from
-from archer.model.logprobs import fuse_head
-from archer.model.packing import pack, use_packed_attention
+from archer.model.adapt import adapt
+from archer.model.packing import pack
 from archer.model.shapes import SHAPES, ModelShape, parameter_count, shape_of
 from archer.model.tiny import KINDS, tiny_model, tiny_tokenizer
 from archer.plan import expected_lengths, plan
@@ -197,9 +197,9 @@ def test_memory_by_hand() -> None:
     assert memory.gradients == 4 * 2850
     # 12 answers of 13 tokens with 2 * 2 layers * 1 head * 5 numbers, and 4 rows of 100 logits.
     assert memory.cache == 12 * 13 * 20 * 4 + 4 * 12 * 100 * 4
-    # 40 rows: six numbers a hidden unit, four a unit of the MLP, one a unit of the queries;
+    # 40 rows: four numbers a hidden unit, two a unit of the MLP, one a unit of the queries;
     # 72 tokens in attention: queries, keys, values and what comes out.
-    layer = 40 * (6 * 10 + 4 * 20 + 10) * 4 + 72 * (10 + 5 + 5 + 10) * 4
+    layer = 40 * (4 * 10 + 2 * 20 + 10) * 4 + 72 * (10 + 5 + 5 + 10) * 4
     assert memory.activations == 2 * layer
     # 30 tokens' logits, two blocks of them, and both gradients of the shared weights.
     assert memory.head == 30 * 100 * 4 + 2 * 30 * 100 * 4 + 2 * 100 * 10 * 4
@@ -258,8 +258,7 @@ def test_activations_are_what_autograd_keeps(kind: Any, itemsize: Literal[2, 4])
 
 def saved_bytes(model: Any, batch: TokenBatch) -> int:
     """Bytes that the forward pass keeps for the backward pass, weights aside."""
-    use_packed_attention(model)
-    fuse_head(model)
+    adapt(model)
     packed = pack(
         batch.prompt_tokens, batch.prompt_lengths, batch.prompt_index, batch.tokens, batch.lengths
     )

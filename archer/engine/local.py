@@ -23,9 +23,8 @@ from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.learner import Learner, score
 from archer.engine.sampler import Sampler
+from archer.model.adapt import adapt
 from archer.model.load import stop_token_ids
-from archer.model.logprobs import fuse_head
-from archer.model.packing import use_packed_attention
 
 WEIGHTS, MOMENTS, COUNTERS = "weights.safetensors", "optimizer.safetensors", "engine.json"
 
@@ -34,8 +33,7 @@ class LocalEngine:
     """The verbs of `archer.engine.base.Engine`, in this process, on one device."""
 
     def __init__(self, model: Any, tokenizer: Any, config: Config, objective: Objective) -> None:
-        use_packed_attention(model)
-        fuse_head(model)
+        adapt(model)
         self.model = model
         self.reference: Any = None
         if objective.uses_reference:

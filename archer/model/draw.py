@@ -41,16 +41,18 @@ def draw(
     logp and entropy are those of temperature 1. `uniforms` are float64 in [0, 1).
     """
     rows, vocabulary = logits.shape
-    shifted = logits.float()
+    wide = logits.float()
     if temperature not in (0.0, 1.0):
-        shifted = shifted / temperature
-    shifted = shifted - shifted.amax(-1, keepdim=True)
+        wide = wide / temperature
+    # Far below the largest, so that its probability is 0, yet finite: 0 times -inf is no number.
+    shifted = (wide - wide.amax(-1, keepdim=True)).clamp_(min=-1e4)
     num_blocks = -(-vocabulary // BLOCK)
-    padded = shifted.new_zeros(rows, num_blocks * BLOCK)
+    padded = shifted.new_empty(rows, num_blocks * BLOCK)
+    padded[:, vocabulary:] = 0
     probs = torch.exp(shifted, out=padded[:, :vocabulary])
     total = probs.sum(-1, dtype=torch.float32)
     log_total = total.log()
-    expected = torch.bmm(probs.unsqueeze(1), _finite(shifted).unsqueeze(2)).flatten()
+    expected = torch.bmm(probs.unsqueeze(1), shifted.unsqueeze(2)).flatten()
     entropy = log_total - expected / total
     if temperature == 0:
         tokens = shifted.argmax(-1)
@@ -61,11 +63,6 @@ def draw(
         tokens = _inverse_cdf(padded.view(rows, num_blocks, BLOCK), uniforms)
     logp = shifted.gather(1, tokens[:, None]).flatten() - log_total
     return Draw(tokens, logp, entropy)
-
-
-def _finite(shifted: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
-    """A logit of -inf has probability 0 and adds 0 to the entropy, not 0 * inf."""
-    return shifted.clamp(min=-1e4)
 
 
 def _kept(

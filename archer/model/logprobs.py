@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from transformers import PreTrainedModel
+
+from archer.model.layers import linear
 
 BLOCK_ROWS = 2048
 """Most rows in a block: enough for the weight's gradient to be written few times."""
@@ -117,7 +118,7 @@ class FusedHead(nn.Module):
     def forward(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows out"]:
         """Logits `[*rows, V]`; under `scoring` log-prob and entropy, `[*rows, 2]`."""
         if self._scoring is None:
-            return functional.linear(hidden, self.weight, self.bias)
+            return linear(hidden, self.weight, self.bias)
         targets, temperature = self._scoring
         rows = hidden.reshape(-1, hidden.shape[-1])
         assert len(rows) == len(targets), f"{len(rows)} rows reach the head, {len(targets)} targets"
@@ -207,11 +208,13 @@ class _FusedLogprobs(torch.autograd.Function):
         scratch = _block_memory(hidden, row_cuts, parts) if with_entropy else None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         d_hidden = memory.new_zeros(operand.shape)
-        d_weight = torch.zeros_like(weight) if needs_weight else None
+        # Filled below, part by part, if there is any row to fill it from.
+        blank = torch.empty_like if row_cuts else torch.zeros_like
+        d_weight = blank(weight) if needs_weight else None
         d_bias = memory.new_zeros(len(weight)) if needs_bias else None
         for part, columns in enumerate(parts):
             head = _head_part(weight, bias, columns)
-            d_part = None if d_weight is None else d_weight[columns].to(memory.dtype)
+            d_part: Tensor | None = None
             for rows in row_cuts:
                 space = _view(memory, rows, columns)
                 if part < len(kept):
@@ -229,9 +232,10 @@ class _FusedLogprobs(torch.autograd.Function):
                 factor = gradient.to(operand.dtype)
                 if needs_hidden:
                     d_hidden[rows] += _product(factor, head[0], memory.dtype)
-                if d_part is not None:
-                    d_part += _product(factor.t(), operand[rows], memory.dtype)
-            if d_weight is not None and d_part is not None and d_part.dtype != d_weight.dtype:
+                if needs_weight:
+                    product = _product(factor.t(), operand[rows], memory.dtype)
+                    d_part = product if d_part is None else d_part.add_(product)
+            if d_weight is not None and d_part is not None:
                 d_weight[columns] = d_part
 
         all_hidden = torch.zeros_like(hidden)

@@ -53,12 +53,11 @@ ANSWER_SECONDS = 8e-5
 """What an answer takes in Python beside the model: its text, verdict and records in sampling, its
 part in packing a pass of the learner."""
 
-NORM_BYTES = {4: 24, 2: 16}
-"""Kept for the backward pass of a layer, per token and hidden unit, by bytes of a number: two RMS
-norms keep input, normalised input and output, and compute in float32. Counted in transformers 5."""
+NORM_NUMBERS = 4
+"""Kept for a layer's backward pass, per token and hidden unit: input and output of two norms."""
 
-HEAD_NORM_BYTES = 8
-"""The same per unit of queries and keys, where those are normalised (Qwen3)."""
+MLP_NUMBERS = 2
+"""The same per intermediate unit: gate and up; their product is made again."""
 
 OPTIMIZER_BYTES = 40
 """Traffic of an optimizer step per parameter: clipping reads the gradient twice and writes it,
@@ -261,11 +260,11 @@ def activation_bytes(job: Job, micro: Micro) -> float:
     """Kept from forward to backward pass: inputs of norms, matrices, activation and attention."""
     shape, itemsize = job.shape, job.itemsize
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    per_row = NORM_BYTES[itemsize] * shape.hidden + itemsize * (4 * shape.intermediate + query)
+    per_row = NORM_NUMBERS * shape.hidden + MLP_NUMBERS * shape.intermediate + query
     if shape.head_norms:
-        per_row += HEAD_NORM_BYTES * (query + key)
+        per_row += query + key
     # Attention keeps queries, keys, values and what comes out.
-    layer = micro.rows * per_row + micro.attended * itemsize * 2 * (query + key)
+    layer = itemsize * (micro.rows * per_row + micro.attended * 2 * (query + key))
     if not job.config.model.checkpoint_activations:
         return shape.layers * layer
     # The inputs of all layers, and one layer computed anew beside its gradients.

@@ -14,8 +14,7 @@ from archer.algo.objective import Objective, pick_tokens, token_gradients
 from archer.engine.base import Request, Sampling
 from archer.engine.learner import Learner, NonFiniteGradients
 from archer.engine.sampler import Sampler
-from archer.model.logprobs import fuse_head
-from archer.model.packing import use_packed_attention
+from archer.model.adapt import adapt
 from archer.model.tiny import Kind, tiny_model, tiny_tokenizer
 
 LENGTHS = [4, 1, 7, 3, 2, 6, 5, 3, 1]
@@ -58,8 +57,7 @@ def a_batch(average: Any = "token", *, reference: bool = False) -> TokenBatch:
 
 def a_learner(objective: Objective, *, microbatch_tokens: int = 10_000, **knobs: Any) -> Learner:
     model = knobs.pop("model", None) or tiny_model("llama", tied=True)
-    use_packed_attention(model)
-    fuse_head(model)
+    adapt(model)
     return Learner(model, objective, temperature=1.0, microbatch_tokens=microbatch_tokens, **knobs)
 
 
@@ -168,8 +166,7 @@ def test_sequences_without_a_gradient_are_not_computed_and_still_count() -> None
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_sampler_log_probs_are_the_learners(kind: Kind, temperature: float) -> None:
     model = tiny_model(kind)
-    use_packed_attention(model)
-    fuse_head(model)
+    adapt(model)
     learner = Learner(
         model, Objective(loss=LOSSES["grpo"]), temperature=temperature, microbatch_tokens=64
     )

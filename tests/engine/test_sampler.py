@@ -9,8 +9,8 @@ import torch
 
 from archer.engine.base import Request, Sampling
 from archer.engine.sampler import Sampler
+from archer.model.adapt import adapt
 from archer.model.draw import draw
-from archer.model.packing import use_packed_attention
 from archer.model.tiny import Kind, tiny_model, tiny_tokenizer
 from archer.randomness import uniforms
 from archer.types import Completion
@@ -68,7 +68,7 @@ def test_it_equals_one_sequence_alone_without_a_cache(kind: Kind) -> None:
         for i, prompt in enumerate(PROMPTS)
         for j in range(3)
     }
-    use_packed_attention(model)
+    adapt(model)
     found = sampled(model, sampling)
     assert found.keys() == expected.keys()
     for place, (tokens, logps) in expected.items():
@@ -79,7 +79,7 @@ def test_it_equals_one_sequence_alone_without_a_cache(kind: Kind) -> None:
 @pytest.mark.parametrize("cache_tokens", [1, 20, 40, 60, 100])
 def test_how_many_rows_are_in_flight_changes_no_token(cache_tokens: int) -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     everything = sampled(model, Sampling(max_tokens=12))
     few = sampled(model, Sampling(max_tokens=12), cache_tokens=cache_tokens)
     assert few.keys() == everything.keys()
@@ -90,7 +90,7 @@ def test_how_many_rows_are_in_flight_changes_no_token(cache_tokens: int) -> None
 
 def test_the_same_call_gives_the_same_bits() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     first = sampled(model, Sampling(max_tokens=12), cache_tokens=60)
     second = sampled(model, Sampling(max_tokens=12), cache_tokens=60)
     for place, completion in first.items():
@@ -100,7 +100,7 @@ def test_the_same_call_gives_the_same_bits() -> None:
 
 def test_a_stop_token_ends_the_completion_and_belongs_to_it() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     found = sampled(model, Sampling(max_tokens=200), cache_tokens=2000, stop=range(32)).values()
     assert all(completion.stop == "stop" for completion in found)
     for completion in found:
@@ -109,21 +109,21 @@ def test_a_stop_token_ends_the_completion_and_belongs_to_it() -> None:
 
 def test_the_token_limit_ends_a_completion_as_length() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     for completion in sampled(model, Sampling(max_tokens=4), stop=()).values():
         assert completion.stop == "length" and len(completion.token_ids) == 4
 
 
 def test_a_stop_token_at_the_very_limit_is_a_stop() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     for completion in sampled(model, Sampling(max_tokens=1), stop=range(64)).values():
         assert completion.stop == "stop"
 
 
 def test_a_stop_string_ends_the_completion_and_is_cut_from_its_text() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     stop = tuple("abcdefghijklm")
     for completion in sampled(model, Sampling(max_tokens=100, stop=stop), stop=()).values():
         whole = tiny_tokenizer().decode(completion.token_ids.tolist(), skip_special_tokens=True)
@@ -133,7 +133,7 @@ def test_a_stop_string_ends_the_completion_and_is_cut_from_its_text() -> None:
 
 def test_each_prompt_is_prefilled_once_for_all_its_samples() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     fed: list[int] = []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -144,6 +144,6 @@ def test_each_prompt_is_prefilled_once_for_all_its_samples() -> None:
 
 def test_no_requests_give_no_samples() -> None:
     model = tiny_model()
-    use_packed_attention(model)
+    adapt(model)
     sampler = Sampler(model, tiny_tokenizer(), stop_token_ids=(), cache_tokens=10)
     assert list(sampler.generate([], Sampling(max_tokens=3), policy_version=0)) == []
