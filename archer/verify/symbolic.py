@@ -100,14 +100,16 @@ _MIXED = re.compile(r"(?<![\d}^_.)A-Za-z])(\d+) ?(\\frac\{(\d+)\}\{(\d+)\})(?!\^
 _PERCENT = re.compile(r"(\d+|\))%")
 _DEGREES = re.compile(rf"(\d+|\)){DEGREE}")
 _LETTER = re.compile(r"\\text\{([A-Za-z])\}")
+_MISREAD = re.compile(r"'|\\prime|!!|(?<![\d^_])\d+ \d")
+"""What the parser takes for something else: y' for y, 3!! for (3!)!, "3 3" for 3 + 3."""
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Expr | None:
     """The expression that a cleaned text writes down; None where it can't be read as one."""
-    if "'" in text or "\\prime" in text:
-        return None  # the parser drops primes: y' would equal y
+    if _MISREAD.search(text):
+        return None
     text = _DECIMAL.sub(_exact_decimal, text)
     text = _MIXED.sub(_exact_mixed, text)
     text = _PERCENT.sub(r"\1\\cdot\\frac{1}{100}", text)
@@ -162,12 +164,17 @@ def _agree(gold: Expr, answer: Expr, digits: int) -> bool:
     for point in _points(gold, answer):
         try:
             value = evaluate(gold, point, digits)
+            digits_here = digits + _whole_digits(value)
         except Undefined:
             continue
+        except TooLarge:
+            if compared:
+                continue  # far from zero only
+            raise
         if point and mpmath.im(value) != 0 and not _has_imaginary(gold):
             continue  # outside the gold's domain, such as the logarithm of a negative number
         try:
-            if not _equal_at(gold, answer, point, digits):
+            if not _equal_at(gold, answer, point, digits_here):
                 return False
         except Undefined:
             return False
@@ -179,7 +186,6 @@ def _agree(gold: Expr, answer: Expr, digits: int) -> bool:
 
 def _equal_at(gold: Expr, answer: Expr, point: dict[str, Value], digits: int) -> bool:
     """Equal to `digits`, and what is left of the difference shrinks when digits are added."""
-    digits += _whole_digits(evaluate(gold, point, digits))
     left = []
     for precision in (digits, 2 * digits):
         with mpmath.workdps(precision):
@@ -212,6 +218,10 @@ def _ratios(gold: Expr, answer: Expr, digits: int) -> list[Value]:
             one, other = evaluate(gold, point, digits), evaluate(answer, point, digits)
         except Undefined:
             continue
+        except TooLarge:
+            if ratios:
+                continue  # far from zero only
+            raise
         with mpmath.workdps(digits):
             if abs(one) < _tolerance() or abs(other) < _tolerance():
                 return []
@@ -245,7 +255,8 @@ _STEPPED = (
 def _points(*exprs: Expr) -> list[dict[str, Value]]:
     """Where expressions are compared: the same points every time, drawn from the variables' names.
 
-    Whole numbers where a function of whole numbers occurs, and numbers of both signs elsewhere.
+    Whole numbers where a function of whole numbers occurs (unless the variable is x, y or z), and
+    numbers of both signs elsewhere.
     """
     nodes = [node for expr in exprs for node in _nodes(expr)]
     names = sorted({node.name for node in nodes if isinstance(node, sympy.Symbol)} - {"i"})
@@ -261,10 +272,12 @@ def _points(*exprs: Expr) -> list[dict[str, Value]]:
 def _coordinate(name: str, number: int, whole: bool) -> Value:
     draw = hashlib.blake2b(f"{name}/{number}".encode(), digest_size=8).digest()
     size = int.from_bytes(draw[:4])
-    if whole:
-        return mpmath.mpf(1 + size % (6 + 2 * number))
-    sign = -1 if number >= 4 and draw[4] % 2 else 1
-    return sign * (mpmath.mpf(size) / 2**31 + mpmath.mpf(1) / 8)
+    far = number % 4 == 3  # where |x - 3| is not 3 - x
+    reach = 64 if far else 1
+    if whole and name not in ("x", "y", "z"):
+        return mpmath.mpf(1 + size % ((6 + 2 * number) * reach))
+    sign = -1 if number % 8 >= 4 and (far or draw[4] % 2) else 1
+    return sign * reach * (mpmath.mpf(size) / 2**31 + mpmath.mpf(1) / 8)
 
 
 def _nodes(expr: Expr) -> list[Expr]:

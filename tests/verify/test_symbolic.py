@@ -56,10 +56,31 @@ def test_functions_are_compared_on_both_sides_of_zero() -> None:
     assert same_expression(r"2\ln x", r"\ln x^{2}")  # wherever the gold has a value
 
 
+def test_functions_are_compared_far_from_zero() -> None:
+    for name in ("x", "n", "a"):
+        assert not same_expression(f"|{name}-3|", f"3-{name}")
+        assert not same_expression(f"|{name}+3|", f"{name}+3")
+        assert same_expression(f"|{name}-3|", f"|3-{name}|")
+        assert not same_expression(rf"\lfloor\frac{{{name}}}{{100}}\rfloor", "0")
+        # Too large to be worked out so far away, and the same wherever they can be.
+        assert same_expression(f"2^{{2^{{{name}}}}}", f"4^{{2^{{{name}-1}}}}")
+    assert not same_relation("=", ("y", "|x-3|"), ("y", "3-x"))
+
+
 def test_functions_of_whole_numbers_are_compared_at_whole_numbers() -> None:
     assert same_expression(r"\lfloor\frac{2n}{3}\rfloor+1", r"\lceil\frac{2n+1}{3}\rceil")
     assert not same_expression(r"\lfloor\frac{n}{2}\rfloor", r"\lceil\frac{n}{2}\rceil")
     assert same_expression(r"\binom{n}{2}", r"\frac{n(n-1)}{2}")
+
+
+def test_a_floor_is_compared_between_whole_numbers_too() -> None:
+    assert not same_expression(r"\lfloor x\rfloor", "x")
+    assert not same_expression(r"\lfloor x\rfloor", r"\lceil x\rceil")
+    assert same_expression(r"\lfloor x\rfloor+1", r"\lfloor x+1\rfloor")
+
+
+def test_a_double_factorial_is_no_factorial_of_a_factorial() -> None:
+    assert not same_expression("(3!)!", "3!!")
 
 
 def test_letters_of_another_case_are_other_variables() -> None:
