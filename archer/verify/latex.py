@@ -89,7 +89,7 @@ _BEFORE_COMMANDS = _rules(
     (r"\\[()\[\]]", " "),  # the delimiters of mathematics
     (r"\\(?:left|right)\s*\.", ""),
     # Spaces that part thousands, then all others.
-    (r"(?<=\d)(?:\{,\}|,?\s*\\[,;:! ]|~)\s*(?=\d{3}(?!\d))", ""),
+    (r"(?<=\d)(?:\{,\}|,\s*\\!|\s*\\[,;:! ]|~)\s*(?=\d{3}(?!\d))", ""),
     (r"\\[,;:! ]|~|\\[hv]space\*?\{[^{}]*\}", " "),
     (r"\\%", "%"),
     (r"\\operatorname\*?\s*\{([a-z]+)\}", r"\\\1 "),
@@ -105,6 +105,7 @@ _AFTER_COMMANDS = _rules(
 )
 _PLAIN = _rules(
     (r"\$", ""),
+    (r"^\s*\\text\{([^{}]*\d[^{}]*)\}(?=[\s.]*$)", r"\1"),
     (r"\\text\{\s*(?:[dD]egrees?|deg)\.?\s*\}", DEGREE),
     (r"(?<![A-Za-z\\])(?:[dD]egrees?|deg)(?![A-Za-z])", DEGREE),
     (r"\s*(?:[pP]er ?cent(?:age)?|pct)(?![A-Za-z])", "%"),
@@ -225,10 +226,11 @@ def closing(text: str, position: int) -> int | None:
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)?(?:\.\d*)?"
 _DECIMAL_NUMBER = re.compile(rf"[-+]?(?=[.\d]){_DECIMAL}")
+_UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _FRACTION = re.compile(
     r"(?P<sign>[-+]?)(?:(?P<whole>\d+)(?: (?=\d+/\d)|(?=\\frac)))?"
-    r"(?:\\frac\{(?P<top>[-+]?[\d.]+)\}\{(?P<bottom>[-+]?[\d.]+)\}"
-    r"|\(?(?P<over>[\d.,]+)\)?/\(?(?P<under>-?[\d.,]+)\)?)"
+    rf"(?:\\frac\{{(?P<top>[-+]?{_UNSIGNED})\}}\{{(?P<bottom>[-+]?{_UNSIGNED})\}}"
+    rf"|\(?(?P<over>{_UNSIGNED})\)?/\(?(?P<under>-?{_UNSIGNED})\)?)"
 )
 _SCIENTIFIC = re.compile(
     r"(?P<digits>[-+]?(?:\d+(?:\.\d*)?|\.\d+))(?:[eE](?P<e>[-+]?\d{1,3})"

@@ -143,6 +143,7 @@ _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'\u2019 .-]*")
 _CHOICE = re.compile(r"\(?([A-Z])[).]?")
+_FIGURE = re.compile(r"\\(?:angle|triangle) ?[A-Z]{2,}")
 _FUNCTION_WORDS = frozenset("sin cos tan cot sec csc log ln exp sqrt frac pi".split())
 _SHORT_WORDS = frozenset("yes no odd all red".split())
 _ALL_NUMBERS = frozenset(("\\mathbb{r}", "all real numbers", "all reals"))
@@ -158,6 +159,8 @@ def _read_words(text: str) -> Node | None:
     plain = " ".join(_TEXT.sub(r" \1 ", text).split())
     if choice := _CHOICE.fullmatch(plain):
         return Words(text=choice[1])
+    if _FIGURE.fullmatch(plain):
+        return Words(text=plain.replace(" ", ""))
     lower = _ORDINAL.sub("", plain.lower().removeprefix("the "))
     if (date := _DATE.fullmatch(lower)) and (date["month"] or date["month_last"]) in _MONTHS:
         month = _MONTHS[date["month"] or date["month_last"]]
@@ -306,7 +309,7 @@ def _read_bracket(text: str) -> Node | None:
     inside = text[len(opener) : -len(closer)]
     pieces = [piece for piece in _split(inside, _COMMA)[0] if piece]
     if opener == "\\{":
-        if closer != "\\}" or not pieces or re.search(r"\\mid(?![a-z])|\||:", inside):
+        if closer != "\\}" or not pieces or re.search(r"\\mid(?![a-z])|\||:|\\emptyset", inside):
             return None
         return Group(kind="set", items=flat(map(_read, pieces), "list"))
     if closer not in (")", "]"):
@@ -379,12 +382,19 @@ _UNITS = {
         "ml milliliter millilitre", "l liter litre", "gal gallon", "s sec second", "min minute",
         "h hr hour", "day", "week", "month", "year yr", "mph", "km/h kph kmh", "m/s",
         "cent", "dollar usd", "euro eur", "rad radian", "n newton", "j joule", "w watt", "am", "pm",
+        "celsius c", "fahrenheit f",
     )
     for name in line.split()
 }  # fmt: skip
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cubed": "^3"}
 _SHORT_UNITS = frozenset("cm mm km kg ft hr lb oz".split())
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
+_SCALES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "dozen": 12, "half": Fraction(1, 2), "halve": Fraction(1, 2), "third": Fraction(1, 3),
+    "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6),
+    "eighth": Fraction(1, 8), "tenth": Fraction(1, 10),
+}  # fmt: skip
+_OPERATIONS = frozenset("squared cubed factorial".split())
 _TEXT_UNIT = re.compile(
     r"(?P<value>.*(?:[\d})!\N{DEGREE SIGN}]|\\pi))\s*\\text\{(?P<unit>[^{}]*)\}"
     r"(?:\^\{?(?P<power>[23])\}?)?(?P<per>/\\text\{[^{}]*\})?"
@@ -408,6 +418,8 @@ def _read_quantity(text: str) -> Node | None:
     else:
         return None
     unit = unit.strip().strip(".").lower()
+    if unit in _OPERATIONS:
+        return None
     value = _read(match["value"])
     if unit.rstrip("s") in _SCALES and isinstance(value, Number):
         return Number(value=value.value * _SCALES[unit.rstrip("s")])
@@ -429,7 +441,12 @@ def is_known_unit(unit: str) -> bool:
     return unit == "%" or unit.split("^")[0] in _UNITS.values()
 
 
+_TIME = re.compile(r"\d{1,2}:0\d?")  # or the score of a game
+
+
 def _read_ratio(text: str) -> Group | None:
+    if _TIME.fullmatch(text):
+        return None
     numbers = [exact_number(part.strip()) for part in text.split(":")]
     if len(numbers) < 2 or any(number is None for number in numbers):
         return None

@@ -499,6 +499,47 @@ def test_every_other_answer_is_rejected() -> None:
     assert wrongly_judged(pairs(DIFFERENT), False) == []
 
 
+@pytest.mark.parametrize("operation", ["squared", "cubed", "factorial", "thirds", "trillion"])
+def test_a_word_that_changes_a_number_is_no_unit(operation: str) -> None:
+    assert same_answer("7", f"7 {operation}") is False
+    assert same_answer("7", rf"7 \text{{ {operation}}}") is False
+
+
+def test_a_list_with_a_fraction_in_it_is_no_fraction() -> None:
+    assert same_answer("4", "1,2/3") is False
+    assert same_answer("1/23", "1/2,3") is False
+    assert same_answer("1/2,3", r"3, \frac12") is True
+
+
+def test_numbers_apart_are_not_one_number() -> None:
+    assert same_answer("6", "3 3") is False
+    assert same_answer("1234", r"1,\ 234") is False
+    assert same_answer("1, 234", r"234,\ 1") is True
+
+
+def test_times_of_the_day_are_no_ratios() -> None:
+    assert same_answer("6:00", "3:00") is False
+    assert same_answer(r"2:00 \text{ p.m.}", r"3:00\text{ p.m.}") is False
+    assert same_answer(r"2:05 \text{ p.m.}", r"2:05\text{ PM}") is True
+
+
+def test_letters_of_a_figure_are_no_product() -> None:
+    assert same_answer(r"\angle ABC", r"\angle ACB") is False
+
+
+def test_a_number_set_in_another_type_is_the_number() -> None:
+    for answer in (r"\text{7}", r"$\mathbf{7}$", r"\textbf{7}.", r"\boldsymbol{7}"):
+        assert same_answer("7", answer) is True
+        assert same_answer("8", answer) is False
+    assert same_answer(r"\text{Plan 1}", "Plan 1") is True
+    assert same_answer(r"\text{Plan 1}", "Plan 2") is False
+
+
+@pytest.mark.parametrize("answer", ["1.2.3/4", r"\frac{1..2}{3}", r"\frac{1}{2.3.4}"])
+def test_an_answer_that_only_looks_like_a_number_is_wrong_and_no_error(answer: str) -> None:
+    assert judged("7", answer).outcome == "wrong"
+
+
 # --- what the released graders get wrong (ALGORITHMS.md 5.3, by number) ---
 
 
