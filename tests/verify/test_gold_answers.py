@@ -86,11 +86,21 @@ def check_forms(golds: list[str]) -> None:
 
 
 def truly_same(one: str, other: str) -> bool:
-    """Two answers of a suite that say the same: 36 and 36 degrees, or f(n) = n and f(z) = z."""
+    """Two answers of a suite that say the same: 36 and 36 degrees, or f(n) = n and f(z) = z.
+
+    Told by their letters alone, and by nothing that is tested here.
+    """
     bare = [
-        re.sub(r"\\mbox\{.*|\\text\{ .*|[\\$^{}% ]|circ|x=|k=|\(.\)=.*", "", text)
+        re.sub(
+            r"\\mbox\{.*|\\text\{ .*|,(?:\\!)?(?=\d{3}$)|[\\$^{}% ]|circ|x=|k=",
+            "",
+            re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text),
+        )
         for text in (one, other)
     ]
+    for place, text in enumerate(bare):
+        if function := re.fullmatch(r"[a-z]\((.)\)=([^=]*)", text):
+            bare[place] = function[2].replace(function[1], "x")
     return bare[0] == bare[1] or sorted(bare[0].split(",")) == sorted(bare[1].split(","))
 
 
@@ -100,8 +110,21 @@ def check_others_rejected(suite: str, golds: list[str]) -> None:
     for gold in golds:
         for other in rng.sample(others, min(20, len(others))):
             if same_answer(gold, other) and gold != other:
-                numbers = [read_answer(text) for text in (gold, other)]
-                assert numbers[0] == numbers[1] or truly_same(gold, other), (gold, other)
+                assert truly_same(gold, other), (gold, other)
+
+
+def check_changed_rejected(golds: list[str]) -> None:
+    """With one digit changed, or the whole negated, it is another answer."""
+    rng = random.Random(2)
+    for gold in golds:
+        changed = []
+        if places := [digit.start() for digit in re.finditer(r"\d", gold)]:
+            place = rng.choice(places)
+            digit = (int(gold[place]) + rng.randint(1, 9)) % 10
+            changed.append(f"{gold[:place]}{digit}{gold[place + 1 :]}")
+        if not re.match(r"\$?0", gold):
+            changed.append(f"-{gold}")
+        assert [other for other in changed if same_answer(gold, other)] == []
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -119,6 +142,11 @@ def test_reference_answers_of_other_problems_are_rejected(suite: str) -> None:
     check_others_rejected(suite, part(suite))
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_reference_answers_with_another_digit_or_sign_are_rejected(suite: str) -> None:
+    check_changed_rejected(part(suite))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_reference_answer_is_accepted_in_every_form(suite: str) -> None:
@@ -126,6 +154,7 @@ def test_every_reference_answer_is_accepted_in_every_form(suite: str) -> None:
     check_accepted(golds)
     check_forms(golds)
     check_others_rejected(suite, golds)
+    check_changed_rejected(golds)
 
 
 def test_most_reference_answers_are_judged_on_the_quick_path() -> None:
