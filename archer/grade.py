@@ -65,6 +65,10 @@ def grade(
     Raises ValueError for a row that is wrong, before any is judged, and for an `out` that holds
     something else.
     """
+    if file.exists() and not (file.is_file() or file.is_dir()):  # it is read three times
+        raise ValueError(f"{file}: no regular file; save the rows in one and give its path")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{out} is no regular file; give another --out")
     total = sum(1 for _ in read_answered(file))
     if not total:
         raise ValueError(f"{file}: the file is empty; write at least one row into it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -196,6 +197,17 @@ def test_verdicts_on_something_else_are_never_touched(
     with pytest.raises(ValueError, match=r"does not hold verdicts on .* give another --out"):
         run(file, out, **settings)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"pipe\.jsonl: no regular file; save the rows"):
+        run(pipe, tmp_path / "out.jsonl")
+    file = write(tmp_path / "rows.jsonl", ROWS)
+    for out in (pipe, tmp_path, Path(".")):
+        with pytest.raises(ValueError, match="give another --out"):
+            run(file, out)
 
 
 def test_a_file_is_not_graded_into_itself(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from archer.verify.verifiers import MAX_DETAIL, quick_verdict
 Ticket = Future[Verdict]
 """What a submitted response is exchanged for; `ticket.result()` waits for the verdict."""
 
+MAX_CPU_SECONDS = 3600
+"""What a verdict may be given of a core, at the most."""
 START_SECONDS = 120.0
 """Wall time that a worker may take to start and to import what a verifier needs."""
 
@@ -99,10 +101,12 @@ class WorkerPool:
         memory_mb: int = 1024,
         answer_pattern: str = "box",
     ) -> None:
-        if workers < 1 or cpu_seconds <= 0 or wall_factor < 1 or memory_mb < 1:
+        positive = workers >= 1 and 0 < cpu_seconds <= MAX_CPU_SECONDS and memory_mb >= 1
+        if not positive or not wall_factor >= 1:
             raise ValueError(
                 f"workers={workers}, cpu_seconds={cpu_seconds}, wall_factor={wall_factor}, "
-                f"memory_mb={memory_mb}: all must be positive, and wall_factor at least 1"
+                f"memory_mb={memory_mb}: all must be positive, wall_factor at least 1 and "
+                f"cpu_seconds at most {MAX_CPU_SECONDS}"
             )
         check_answer_pattern(answer_pattern)
         self._answer_pattern = answer_pattern

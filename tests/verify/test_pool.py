@@ -148,7 +148,13 @@ def test_a_users_answer_pattern_is_used() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": 0}, {"workers": 1, "cpu_seconds": 0.0}, {"workers": 1, "wall_factor": 0.5}],
+    [
+        {"workers": 0},
+        {"workers": 1, "cpu_seconds": 0.0},
+        {"workers": 1, "cpu_seconds": float("nan")},
+        {"workers": 1, "cpu_seconds": float("inf")},
+        {"workers": 1, "wall_factor": 0.5},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
