@@ -71,7 +71,12 @@ def reasoning_gym(problem: Problem, reading: Reading) -> Verdict | float:
     task = problem.answer["task"]
     if task in RUN_ANSWERS and not RUN_ANSWERS[task](answer):
         return Verdict(outcome="wrong", score=0.0, detail="not a plain value of the task's kind")
-    return float(get_score_answer_fn(task)(answer=answer, entry=problem.answer["entry"]))
+    score, entry = get_score_answer_fn(task), problem.answer["entry"]
+    try:
+        return float(score(answer=answer, entry=entry))
+    except Exception as fault:  # noqa: BLE001 - some scorers raise on an answer they can't read
+        score(answer=entry["answer"], entry=entry)  # raises where the entry is at fault
+        return Verdict(outcome="wrong", score=0.0, detail=f"{type(fault).__name__}: {fault}")
 
 
 # Without parentheses nothing is called. Where they are needed, only these names may stand before
@@ -126,7 +131,10 @@ def find_verifier(name: str) -> Verifier:
     if not colon:
         known = ", ".join(sorted(VERIFIERS))
         raise ValueError(f"unknown verifier {name!r}: use one of {known} or module:function")
-    verifier = getattr(importlib.import_module(module), function, None)
+    try:
+        verifier = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as fault:
+        raise ValueError(f"{fault}: install it, or add its folder to PYTHONPATH") from fault
     if not callable(verifier):
         raise ValueError(f"{module} has no function {function!r}: name one that it has")
     found: Verifier = verifier

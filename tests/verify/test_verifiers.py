@@ -96,6 +96,16 @@ def test_reasoning_gym_gives_parts_of_a_point_without_calling_them_correct() -> 
     assert 0 < verdict.score < 1
 
 
+def test_an_answer_that_a_task_cannot_read_is_wrong_and_a_broken_entry_an_error() -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    entry = {"question": "?", "answer": "2 \u00d7 3", "metadata": {}}
+    answer = {"task": "prime_factorization", "entry": entry}
+    assert judged("reasoning_gym", answer, "2 \u00d7 3").outcome == "correct"
+    assert judged("reasoning_gym", answer, "two and three").outcome == "wrong"
+    entry["answer"] = "two and three"
+    assert judged("reasoning_gym", answer, "five").outcome == "error"
+
+
 def test_an_unknown_task_is_an_error() -> None:
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
     assert judged("reasoning_gym", {"task": "nonsense", "entry": {}}).outcome == "error"
