@@ -388,7 +388,7 @@ _UNITS = {
 }  # fmt: skip
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cubed": "^3"}
 _SHORT_UNITS = frozenset("cm mm km kg ft hr lb oz".split())
-_SCALES = {
+_SCALES: dict[str, int | Fraction] = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "dozen": 12, "half": Fraction(1, 2), "halve": Fraction(1, 2), "third": Fraction(1, 3),
     "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6),

@@ -212,7 +212,7 @@ def _whole_digits(value: Value) -> int:
 
 
 def _ratios(gold: Expr, answer: Expr, digits: int) -> list[Value]:
-    ratios = []
+    ratios: list[Value] = []
     for point in _points(gold, answer):
         try:
             one, other = evaluate(gold, point, digits), evaluate(answer, point, digits)
