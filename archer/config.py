@@ -314,6 +314,11 @@ class Config(Section):
             raise ValueError(
                 "mismatch.kind needs the learner's own old log-probs: use update.old_logp = score"
             )
+        if self.mismatch.low >= self.mismatch.high:
+            raise ValueError(
+                f"mismatch.low is {self.mismatch.low:g} and mismatch.high {self.mismatch.high:g}: "
+                "make the first the smaller one"
+            )
         if rollout.overlong.buffer > rollout.max_tokens:
             raise ValueError(
                 f"rollout.overlong.buffer is {rollout.overlong.buffer}, more than "

@@ -18,7 +18,7 @@ import torch
 from archer.config import Config, SourceConfig
 from archer.data.problems import problems_hash
 from archer.data.sources import SourceCount, SourceSpec, train_and_eval
-from archer.engine.choices import choose_advantage, choose_objective, choose_pick
+from archer.engine.choices import choose_advantage, choose_objective, try_loss
 from archer.engine.local import LocalEngine, resolve_device
 from archer.model.load import load_config, load_model, load_tokenizer
 from archer.model.prompts import RenderedPrompt, Renderer
@@ -51,13 +51,18 @@ class Data:
 
 
 def check_recipe(config: Config) -> None:
-    """Finds unknown losses, advantages and knobs, and patterns that are none.
+    """Finds unknown losses, advantages and knobs, values that they refuse, patterns that are none.
 
-    ValueError with the nearest right name.
+    ValueError with the nearest right name, or the cure.
     """
-    choose_objective(config)
-    choose_pick(config)
+    try_loss(config)
     choose_advantage(config)
+    if config.rollout.samples == 1 and config.rollout.filter != "keep":
+        raise ValueError(
+            "rollout.samples = 1: alone in its group an answer is no better than another, and "
+            f"rollout.filter = {config.rollout.filter} leaves all such groups out; "
+            "take more samples, or set rollout.filter = keep"
+        )
     check_answer_pattern(config.verify.answer_pattern)
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+import torch
 
 from archer.algo.advantage import ADVANTAGES, Advantage
 from archer.algo.losses import LOSSES, PICKS, Pick
@@ -48,6 +51,26 @@ def choose_pick(config: Config) -> Callable[..., Any] | None:
         return None
     known = knob_names(pick)
     return partial(pick, **{k: v for k, v in extra_knobs(config.loss).items() if k in known})
+
+
+def try_loss(config: Config) -> None:
+    """Calls the recipe's loss and its pick on two tokens, as the loop will.
+
+    ValueError for a function that is no loss, and for a knob's value that the loss refuses: here,
+    and not after the first step's sampling.
+    """
+    objective, pick = choose_objective(config), choose_pick(config)
+    logp, ids = torch.tensor([-1.0, -2.0]), torch.zeros(2, dtype=torch.int64)
+    tokens = (logp, logp, logp, -logp, ids)
+    picked = {} if pick is None else {"pick": pick(logp, logp, -logp, ids, -logp / 4)}
+    try:
+        inspect.signature(objective.loss).bind(*tokens, **picked, **objective.knobs)
+    except TypeError as error:
+        raise ValueError(
+            f"loss.name = '{config.loss.name}' cannot be called as a loss: {error}; "
+            "see archer.algo.losses for what one takes"
+        ) from None
+    objective.loss(*tokens, **picked, **objective.knobs)
 
 
 def choose_advantage(config: Config) -> Advantage:
@@ -101,5 +124,6 @@ def check_knobs(knobs: Mapping[str, Any], known: list[str], what: str, section: 
             hint = f"did you mean {section}.{near[0]}? " if near else ""
             listed = ", ".join(known) or "none"
             raise ValueError(f"{what} has no knob '{name}'; {hint}(its knobs: {listed})")
-        if isinstance(value, str | list | dict):
+        not_a_number = isinstance(value, float) and math.isnan(value)
+        if isinstance(value, str | list | dict) or not_a_number:
             raise ValueError(f"{section}.{name} = {value!r} is not a number; give one")
