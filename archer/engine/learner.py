@@ -10,6 +10,7 @@ gradients are added up in float32, and the optimizer moves the masters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -77,7 +78,7 @@ class Learner:
 
         Where no sequence has a gradient (all groups uniform), there is no step and none is counted.
 
-        A gradient that is not finite changes nothing: the step is skipped and counted.
+        A loss or gradient that is not finite changes nothing: the step is skipped and counted.
         Raises NonFiniteGradients when that happens `max_skipped` times in a row.
         """
         objective = self.objective
@@ -90,11 +91,13 @@ class Learner:
             parts.append(self._backward(part, objective))
             trained += len(part.tokens)
         norm = self._gather_gradients()
-        finite = bool(torch.isfinite(norm))
+        # A clipped ratio that is not a number has a gradient of 0: only the loss tells.
+        finite = bool(torch.isfinite(norm)) and math.isfinite(sum(p["loss"][0] for p in parts))
         if finite and parts:
             self._step(lr, norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if parts:
+            self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= self.max_skipped:
             raise NonFiniteGradients(
                 f"the gradient was not finite {self.skipped_in_a_row} times in a row: lower "
@@ -221,7 +224,7 @@ def _needs_gradient(batch: TokenBatch, objective: Objective) -> Bool[Tensor, "B"
     moved = torch.zeros(len(batch.lengths)).index_add_(
         0, batch.sequence_ids, batch.advantages.abs()
     )
-    return batch.counted & (moved > 0)
+    return batch.counted & (moved != 0)
 
 
 def _master(weight: nn.Parameter) -> nn.Parameter:

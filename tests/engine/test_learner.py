@@ -80,7 +80,8 @@ def an_objective(name: str) -> tuple[Objective, TokenBatch]:
     )
     batch = a_batch(reference=True)
     if name in PICKS:
-        batch = pick_tokens(batch, PICKS[name], torch.rand(len(batch.tokens)))
+        uniforms = torch.rand(len(batch.tokens), generator=torch.Generator().manual_seed(4))
+        batch = pick_tokens(batch, PICKS[name], uniforms)
     return objective, batch
 
 
@@ -213,6 +214,30 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_in_the_
     learner.update(broken, lr=1.0)
     with pytest.raises(NonFiniteGradients, match="2 times in a row"):
         learner.update(broken, lr=1.0)
+
+
+def test_a_loss_that_is_not_finite_is_no_step_though_its_gradient_is() -> None:
+    """A clipped ratio that is not a number moves nothing, which is no reason to go on."""
+    batch = a_batch()
+    learner = a_learner(Objective(loss=LOSSES["grpo"]), max_skipped=2)
+    broken = replace(batch, old_logp=batch.old_logp.index_fill(0, torch.tensor([0]), torch.nan))
+    found = learner.update(broken, lr=1e-3)
+    assert found["updates/skipped"] == (1.0, 1.0)
+    assert learner.optimizer.state == {}
+    unknown = replace(batch, advantages=batch.advantages * torch.nan)
+    with pytest.raises(NonFiniteGradients):
+        learner.update(unknown, lr=1e-3)
+
+
+def test_an_update_without_a_step_does_not_forgive_the_skipped_ones() -> None:
+    batch = a_batch()
+    learner = a_learner(Objective(loss=LOSSES["grpo"]), max_skipped=2)
+    broken = replace(batch, weights=batch.weights * torch.nan)
+    learner.update(broken, lr=1e-3)
+    idle = learner.update(replace(batch, advantages=batch.advantages * 0), lr=1e-3)
+    assert idle["updates/skipped"] == (0.0, 0.0)
+    with pytest.raises(NonFiniteGradients, match="2 times in a row"):
+        learner.update(broken, lr=1e-3)
 
 
 def test_state_goes_out_and_in_to_the_last_bit() -> None:
