@@ -259,7 +259,7 @@ def _tallies(
     counted = _counted_tokens(batch)
     positive, negative = counted & (batch.advantages > 0), counted & (batch.advantages < 0)
     ratio = policy_ratio(logp, batch.old_logp)
-    dual_clipped = _dual_clipped(objective, ratio, weight, batch.advantages)
+    dual_clipped = in_play & _dual_clipped(objective, ratio, weight, batch.advantages)
     clipped = in_play & (weight == 0) & ~dual_clipped
 
     pairs = {

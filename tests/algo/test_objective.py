@@ -447,6 +447,14 @@ def test_a_token_that_a_pick_silences_is_not_clipped(name: str) -> None:
     assert means["clip_fraction/positive"] == (0 if name == "kl_cov" else 0.25)
 
 
+def test_a_token_that_a_pick_silences_is_not_dual_clipped() -> None:
+    batch = replace(token_batch([4], [-1.0]), pick=torch.tensor([True, False, True, False]))
+    objective: dict[str, Any] = {"loss": LOSSES["top_entropy"], "knobs": {"dual_clip": 3.0}}
+    means = summarise(at_ratios(batch, [1.0, 1.0, 4.0, 4.0], **objective).tallies)
+    assert means["dual_clip_fraction/negative"] == 0.25
+    assert means["clip_fraction/negative"] == 0
+
+
 def test_corrections_are_reported_with_what_they_drop() -> None:
     batch = replace(token_batch([4], [1.0]), correction=torch.tensor([0.0, 1.0, 2.0, 1.0]))
     means = summarise(at_ratios(batch, [1.0] * 4).tallies)
