@@ -140,20 +140,26 @@ def greedy_rewards(
     return [group.rollouts[0].reward for group in greedy]
 
 
+def shape_rewards(
+    groups: Sequence[Group], config: RolloutConfig
+) -> tuple[Sequence[Group], dict[str, int]]:
+    """The groups with the rewards that are trained on, and how many answers were penalised."""
+    if not config.overlong.buffer:
+        return groups, {}
+    return shape_overlong(
+        groups,
+        limit=config.max_tokens,
+        buffer=config.overlong.buffer,
+        factor=config.overlong.penalty,
+    )
+
+
 def select_step(
     groups: Sequence[Group], config: RolloutConfig
 ) -> tuple[list[Group], dict[str, float]]:
-    """The groups that teach, rewards shaped, and counts of all that was left out."""
+    """The groups that teach, and counts of all that was left out."""
     kept, counts = teaching(groups, filter="keep" if config.filter == "keep" else "drop")
     found: dict[str, float] = {**counts, "groups/sampled": len(groups)}
-    if config.overlong.buffer:
-        kept, penalised = shape_overlong(
-            kept,
-            limit=config.max_tokens,
-            buffer=config.overlong.buffer,
-            factor=config.overlong.penalty,
-        )
-        found.update(penalised)
     rollouts = [rollout for group in kept for rollout in judged(group)]
     found["rollouts/masked"] = (
         sum(r.completion.stop == "length" for r in rollouts) if config.overlong.mask else 0

@@ -47,6 +47,7 @@ from archer.rollout import (
     greedy_rewards,
     sample_step,
     select_step,
+    shape_rewards,
 )
 from archer.run import Run, State, open_run
 from archer.setup import Data, check_recipe, environment, load_data, open_engine, open_verifiers
@@ -177,7 +178,7 @@ class Loop:
         with clock.time("step"):
             with clock.time("rollout"):
                 sampled = self._groups(step, before.position, stream)
-            groups = sampled.groups
+            groups, penalised = shape_rewards(sampled.groups, config.rollout)
             verdicts = [rollout.verdict for group in groups for rollout in group.rollouts]
             check_errors(verdicts, config.verify.max_error_share)
             teach, counts = select_step(groups, config.rollout)
@@ -196,6 +197,7 @@ class Loop:
             **summarise(tallies),
             **step_metrics(groups),
             **counts,
+            **penalised,
             "updates": int(tallies.get("updates/skipped", (0, 0))[1]),
             "updates/skipped": int(tallies.get("updates/skipped", (0, 0))[0]),
             "tokens/trained": int(tallies.get("tokens/trained", (0, 0))[0]),

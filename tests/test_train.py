@@ -1,0 +1,123 @@
+"""What a step of the loop does and says; mistakes of the released trainer that it cannot make."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from archer.config import load_config
+from archer.model.load import load_model
+from archer.run import checkpoint_steps
+from archer.terminal import Terminal
+from archer.train import train
+
+RECIPE = """
+[model]
+name = "tiny"
+threads = 1
+[data]
+train = [{ source = "arithmetic", count = 20, args = { operations = "+" }, prompt = "{question}" }]
+evaluate = [{ source = "arithmetic", count = 5, seed = 1, args = { operations = "+" } }]
+[rollout]
+problems = 4
+samples = 4
+max_tokens = 4
+filter = "keep"
+[verify]
+answer_pattern = "number"
+workers = 1
+[loss]
+name = "grpo"
+[update]
+minibatch = 2
+learning_rate = 1e-3
+[train]
+steps = 1
+"""
+
+
+def trained(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Trains in `folder`/run and returns the lines of metrics.jsonl."""
+    (folder / "recipe.toml").write_text(RECIPE)
+    train(load_config(folder / "recipe.toml", overrides), folder / "run", Terminal(quiet=True))
+    return lines(folder / "run" / "metrics.jsonl")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------ rewards
+
+
+def test_metrics_and_rollouts_hold_the_rewards_that_are_trained_on(tmp_path: Path) -> None:
+    """Overlong shaping by hand: over a buffer of all four tokens, each costs 2/4."""
+    row = trained(tmp_path, "rollout.overlong.buffer=4", "rollout.overlong.penalty=2.0")[-1]
+    answers = lines(tmp_path / "run/rollouts/step-000001.jsonl")
+    expected = [answer["score"] - 2.0 * answer["tokens"] / 4 for answer in answers]
+    assert [answer["reward"] for answer in answers] == pytest.approx(expected)
+    assert row["reward/mean"] == pytest.approx(sum(expected) / 16)
+    assert row["accuracy"] == pytest.approx(sum(answer["score"] for answer in answers) / 16)
+    assert row["rollouts/penalised"] == 16
+
+
+def test_mistake_26_training_evaluates_by_itself_and_without_the_length_penalty(
+    tmp_path: Path,
+) -> None:
+    rows = trained(tmp_path, "rollout.overlong.buffer=4")
+    for step, row in ((0, rows[0]), (1, rows[-1])):
+        answers = lines(tmp_path / f"run/eval/step-{step:06d}.jsonl")
+        assert len(answers) == 5
+        assert row["eval/mean"] == sum(answer["outcome"] == "correct" for answer in answers) / 5
+        assert all(answer["reward"] == answer["score"] for answer in answers)
+
+
+# ------------------------------------------------------------------ steps
+
+
+def test_mistakes_21_and_25_a_step_in_which_nothing_teaches_is_a_step_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """The tiny model never writes a box, so all groups are uniform, and all are dropped."""
+    rows = trained(tmp_path, "verify.answer_pattern=box", "rollout.filter=drop", "train.steps=3")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["position"] for row in rows[1:]] == [4, 8, 12]
+    assert [row["groups/dropped"] for row in rows[1:]] == [4, 4, 4]
+    assert [row["updates"] for row in rows[1:]] == [0, 0, 0]
+    assert "eval/mean" in rows[-1]
+    assert checkpoint_steps(tmp_path / "run") == [3]
+    weights = load_file(tmp_path / "run/checkpoints/step-000003/weights.safetensors")
+    untouched = dict(load_model("tiny").named_parameters())
+    assert all(torch.equal(weight, untouched[name]) for name, weight in weights.items())
+
+
+RECORDING = """
+CALLS = []
+
+def loss(logp, old_logp, advantages, entropy, sequence_ids):
+    CALLS.append(sorted(old_logp.tolist()))
+    return -advantages * (logp - old_logp).exp()
+"""
+
+
+def test_mistake_15_passes_take_the_same_problems_in_orders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recording_loss.py").write_text(RECORDING)
+    monkeypatch.syspath_prepend(tmp_path)
+    trained(
+        tmp_path, "loss.name=recording_loss:loss", "update.passes=4", "entropy.coefficient=0.01"
+    )
+    # The first call is the one that tries the loss.
+    calls: Sequence[list[float]] = sys.modules["recording_loss"].CALLS[1:]
+    assert len(calls) == 4 * 2
+    passes = [calls[i : i + 2] for i in range(0, 8, 2)]
+    assert all(sorted(one[0] + one[1]) == sorted(calls[0] + calls[1]) for one in passes)
+    assert len({tuple(one[0]) for one in passes}) > 2
