@@ -113,7 +113,7 @@ def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None
     ):
         if state.step:
             engine.load(run.path("checkpoints", state.step))
-        else:
+        if state.step == 0 or config.entropy.target is None:  # else it has moved since
             state = replace(state, entropy_coefficient=config.entropy.coefficient)
         recipe = config.model_dump(mode="json")
         sinks = open_sinks(config.log.sinks, run.folder, config.log.project, state.step, recipe)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archer.cli import main
 from archer.config import load_config
 from archer.model.load import load_model
 from archer.run import checkpoint_steps
@@ -121,3 +122,16 @@ def test_mistake_15_passes_take_the_same_problems_in_orders_of_their_own(
     passes = [calls[i : i + 2] for i in range(0, 8, 2)]
     assert all(sorted(one[0] + one[1]) == sorted(calls[0] + calls[1]) for one in passes)
     assert len({tuple(one[0]) for one in passes}) > 2
+
+
+# ------------------------------------------------------------------ forks
+
+
+def test_a_fork_learns_with_the_entropy_coefficient_that_it_was_given(tmp_path: Path) -> None:
+    run, forked = tmp_path / "run", tmp_path / "forked"
+    trained(tmp_path, "entropy.coefficient=0.01")
+    changed = ["entropy.coefficient=0.25", "train.steps=2", "--run", str(run)]
+    recipe = str(tmp_path / "recipe.toml")
+    assert main(["train", recipe, *changed, "--fork", str(forked), "--quiet"]) == 0
+    found = [row.get("entropy_coefficient") for row in lines(forked / "metrics.jsonl")]
+    assert found == [None, 0.01, 0.25]
