@@ -292,6 +292,9 @@ class Loop:
         several = cuts * config.update.passes > 1
         mismatched = config.mismatch.kind != "none"
         old = config.update.old_logp == "score" and (several or mismatched)
+        if config.update.old_logp == "score" and not several:
+            # In bfloat16 the sampler's log-probs are further off than a narrow clip from 1.
+            batch = replace(batch, on_policy=True)
         if old or config.kl.used:
             batch = self.engine.score(batch, old=old, reference=config.kl.used)
         if mismatched:

@@ -124,6 +124,23 @@ def test_mistake_15_passes_take_the_same_problems_in_orders_of_their_own(
     assert len({tuple(one[0]) for one in passes}) > 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_only_update_of_a_step_is_on_policy_to_the_last_bit(tmp_path: Path, dtype: str) -> None:
+    """In bfloat16 a sampler is further from its learner than gspo's clips are from 1."""
+    row = trained(
+        tmp_path,
+        f"model.dtype={dtype}",
+        "loss.name=gspo",
+        "update.minibatch=4",
+        "rollout.samples=16",
+    )[-1]
+    assert row["updates"] == 1
+    assert row["ratio/positive"] == row["ratio/negative"] == 1
+    assert row["clip_fraction/positive"] == row["clip_fraction/negative"] == 0
+    assert row["kl/old_policy"] == 0
+    assert row["weighted_unlike_grpo"] == 0
+
+
 # ------------------------------------------------------------------ forks
 
 

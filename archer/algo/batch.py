@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class TokenBatch:
     """Tokens picked by a statistic of the whole mini-batch, for losses that need one."""
     correction: Float[Tensor, "T"] | None = None
     """Detached weight of each token that corrects for a sampler unlike the learner."""
+    on_policy: bool = False
+    """Whether this is the first and only update from these samples: its ratios are exactly 1."""
 
     @property
     def sequence_ids(self) -> Int[Tensor, "T"]:
@@ -67,14 +69,14 @@ class TokenBatch:
         return sequence_ids(self.lengths)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        moved = {name: value.to(device) for name, value in _tensors(self).items()}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in _tensors(self).items()}
         return replace(self, **moved)
 
 
 def _tensors(batch: TokenBatch) -> dict[str, Tensor]:
-    """The fields that are set."""
+    """The tensors that are set."""
     found = {name: getattr(batch, name) for name in TokenBatch.__slots__}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def sequence_ids(lengths: Int[Tensor, "B"]) -> Int[Tensor, "T"]:
@@ -131,7 +133,7 @@ def take(batch: TokenBatch, sequences: Sequence[int] | Int[Tensor, "B"]) -> Toke
     chosen = torch.as_tensor(sequences, dtype=torch.int64)
     tokens = _spans(batch.lengths, chosen)
     prompts, prompt_index = torch.unique(batch.prompt_index[chosen], return_inverse=True)
-    per_token = {
+    per_token: dict[str, Any] = {
         name: value[tokens]
         for name, value in _tensors(batch).items()
         if name not in ("prompt_tokens", "prompt_lengths", "prompt_index", "lengths", "counted")

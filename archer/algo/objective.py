@@ -105,6 +105,8 @@ def token_gradients(
     `logp` and `entropy` (nats) are the current policy's, as plain values; no graph of theirs is
     used or kept. Tokens of advantage 0 get no policy loss, whatever the loss function does there.
     """
+    if batch.on_policy:
+        batch = replace(batch, old_logp=logp.detach())
     ids = batch.sequence_ids
     partition = entropy.detach() if objective.recompute_partition else batch.old_entropy
     reasoning = reasoning_tokens(partition, ids, objective.quantile)

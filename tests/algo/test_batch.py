@@ -179,6 +179,7 @@ def test_take_carries_every_field_with_its_token(
         pick=extra < 0.5,
         weights=extra + 2,
         counted=torch.tensor([n % 2 == 0 for n, _ in rows]),
+        on_policy=True,
     )
     chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), min_size=1, unique=True))
     part = take(batch, chosen)
@@ -186,7 +187,8 @@ def test_take_carries_every_field_with_its_token(
     of_sequence = {"lengths", "counted"}
     rows_taken = torch.tensor(chosen)
     tokens_taken = torch.cat([torch.nonzero(batch.sequence_ids == i).flatten() for i in chosen])
-    for name in set(TokenBatch.__slots__) - of_prompt:
+    assert part.on_policy
+    for name in set(TokenBatch.__slots__) - of_prompt - {"on_policy"}:
         taken = rows_taken if name in of_sequence else tokens_taken
         assert torch.equal(getattr(part, name), getattr(batch, name)[taken]), name
     # Each prompt of `packed` has a length of its own, which says which prompt it is.
