@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import archer.config
 from archer.config import (
     FREE_ON_RESUME,
     AdvantageConfig,
     Config,
     LossConfig,
+    SourceConfig,
     changed_knobs,
     config_from,
     config_toml,
@@ -324,3 +327,17 @@ def test_the_sections_of_losses_and_advantages_have_defaults() -> None:
 def test_the_place_of_a_fault_stands_first() -> None:
     with pytest.raises(ValueError, match=r"^study/a\.toml: "):
         config_from({"train": {"steps": 0}}, where="study/a.toml")
+
+
+def test_mistake_30_no_knob_is_dead() -> None:
+    """Each name is read as an attribute somewhere outside of the page that defines it."""
+    package = Path(archer.config.__file__).parent
+    read = {
+        node.attr
+        for path in package.rglob("*.py")
+        if path != Path(archer.config.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    knobs = [*describe_knobs(), *SourceConfig.model_fields]
+    assert [knob for knob in knobs if knob.split(".")[-1] not in read] == []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import subprocess
+import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,16 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from archer.config import load_config
+from archer.cli import main
+from archer.config import LogConfig, load_config
 from archer.data.problems import problems_hash, read_problems, write_problems
 from archer.data.sources import load_source
-from archer.evaluate import read_evaluation, settings_hash, summarise_groups, write_evaluation
+from archer.evaluate import (
+    evaluate_data,
+    read_evaluation,
+    settings_hash,
+    summarise_groups,
+    write_evaluation,
+)
 from archer.evaluate_model import describe, evaluate_model, evaluation_config, find_subject
 from archer.export import export
+from archer.setup import load_data, open_engine, open_verifiers
 from archer.terminal import Terminal
 from archer.train import train
 from archer.types import Completion, Group, Outcome, Problem, Rollout, Verdict
+from archer.verify.verifiers import verify
 
+ROOT = Path(__file__).parents[1]
 QUIET = Terminal(quiet=True)
 
 RECIPE = """
@@ -285,3 +300,122 @@ def test_a_table_fits_the_terminal_and_a_written_result_is_read_back(tmp_path: P
     assert max(map(len, describe(found).splitlines())) <= 80
     write_evaluation(tmp_path / "result.json", found, GROUPS)
     assert read_evaluation(tmp_path / "result.json") == found
+
+
+# ------------------------------------------------------------------ mistakes of the released tools
+
+
+def test_mistake_39_problems_that_are_left_out_move_no_response_to_another(tmp_path: Path) -> None:
+    """Ids that hold one another, one prompt twice, and too long ones between the others."""
+    questions = [
+        "1+1=",
+        "2+2=",
+        "1+1=",
+        "what is 3+4, all in digits?",
+        "5+4=",
+        "and what is the sum of 3 and 3?",
+        "2+6=",
+    ]
+    answers = ["2", "4", "2", "7", "9", "6", "8"]
+    asked = [
+        Problem(id="1" * (i + 1), prompt=question, verifier="math", answer=answer, source="sums")
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True))
+    ]
+    write_problems(tmp_path / "asked.jsonl", asked)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        RECIPE.replace(
+            '{ source = "arithmetic", count = 12, seed = 1, args = { operations = "+" } }',
+            f'{{ source = "{tmp_path / "asked.jsonl"}" }}',
+        )
+    )
+    found = {}
+    for name, limit in (("all", 100), ("short", 23)):
+        config = load_config(
+            recipe, [f"data.max_prompt_tokens={limit}", "data.overlong_prompts=drop"]
+        )
+        data = load_data(config)
+        with open_verifiers(config) as verifiers, closing(open_engine(config)) as engine:
+            _, groups = evaluate_data(engine, verifiers, data, config, QUIET)
+        found[name] = {group.problem.id: group for group in groups}
+        assert [group.problem for group in groups] == data.evaluate
+    assert 0 < len(found["short"]) < len(found["all"]) == 7
+    texts = set()
+    for id, group in found["short"].items():
+        for rollout, same in zip(group.rollouts, found["all"][id].rollouts, strict=True):
+            completion, verdict = rollout.completion, rollout.verdict
+            assert completion.prompt_ids.tolist() == data.render(group.problem).token_ids.tolist()
+            assert completion.token_ids.tolist() == same.completion.token_ids.tolist()
+            again = verify(group.problem, completion.text, False, answer_pattern="number")
+            assert (verdict.outcome, verdict.score) == (again.outcome, again.score)
+            texts.add(completion.text)
+    assert len(texts) > 4, "responses that are alike could not tell a mix-up"
+
+
+BROKEN = """
+def judge(problem, reading):
+    if problem.answer == "bad":
+        raise KeyError("answer")
+    return True
+"""
+
+
+def test_mistake_41_what_could_not_be_scored_is_no_zero_and_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_grader.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def evaluated(name: str, *answers: str) -> Path:
+        problems = [
+            Problem(id=str(i), prompt="2+3?", verifier="broken_grader:judge", answer=answer)
+            for i, answer in enumerate(answers)
+        ]
+        write_problems(tmp_path / "problems.jsonl", problems)
+        out = tmp_path / f"{name}.json"
+        evaluate_model(
+            "tiny", terminal=QUIET, problems=tmp_path / "problems.jsonl", max_tokens=8, out=out
+        )
+        return out
+
+    found = read_evaluation(evaluated("some", "bad", "good", "bad"))
+    assert found.score["mean"] == 1
+    assert found.outcomes["error"] == 2 and found.outcomes["wrong"] == 0
+    with pytest.raises(ValueError, match="every verdict of this evaluation is a grader error"):
+        evaluated("none", "bad", "bad")
+    assert not list(tmp_path.glob("none.json*")), "or the next attempt would take it for a result"
+    assert read_evaluation(evaluated("none", "good", "good")).score["mean"] == 1
+
+
+def test_mistake_42_a_command_that_failed_says_so_by_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "archer.cli", "grade", "absent.jsonl", "--out", "out.jsonl"]
+    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True).returncode == 2
+    assert main(["eval", "tiny", "--problems", str(tmp_path / "absent.jsonl")]) == 2
+    # A fault that is nobody's input is not swallowed: Python ends with 1.
+    (tmp_path / "faulty_loss.py").write_text("def loss(*tokens):\n    return 1 / 0\n")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", str(tmp_path / "recipe.toml"), "loss.name=faulty_loss:loss"])
+
+
+def test_mistake_46_nothing_is_sent_anywhere_unless_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LogConfig().sinks == ()
+    services = ("wandb", "trackio", "tensorboard", "torch.utils.tensorboard")
+    for path in (ROOT / "archer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not set(names) & set(services), path
+    for service in services:
+        monkeypatch.setitem(sys.modules, service, None)  # importing it is an error now
+    write_problems(tmp_path / "problems.jsonl", load_source("arithmetic", count=2))
+    out = tmp_path / "result.json"
+    problems = tmp_path / "problems.jsonl"
+    evaluate_model("tiny", terminal=QUIET, problems=problems, max_tokens=8, out=out)
+    assert out.exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from archer.export import ParityBroken, export, find_checkpoint
 from archer.model.prompts import Renderer
 from archer.model.tiny import Kind, tiny_model, tiny_tokenizer
 from archer.parity import PARITY, compare, plain_log_probs, read_responses, record
-from archer.run import MANIFEST, checksum
+from archer.run import MANIFEST, checksum, open_run
 from archer.setup import cached_render
 from archer.terminal import Terminal
 from archer.train import train
@@ -257,3 +259,19 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, make: Any, message: st
     make(tmp_path / "named")
     with pytest.raises(ValueError, match=message):
         find_checkpoint(tmp_path / "named")
+
+
+def test_mistake_45_a_checkpoint_is_not_picked_up_while_it_is_written(tmp_path: Path) -> None:
+    run, state = open_run(tmp_path / "run", recipe(tmp_path, "tiny"), say=lambda _: None)
+
+    def save(folder: Path) -> None:
+        (folder / "weights.safetensors").write_bytes(b"whole")
+        assert folder.parent == tmp_path / "run" / "checkpoints"
+        with pytest.raises(ValueError, match="has no complete checkpoint yet"):
+            find_checkpoint(tmp_path / "run")
+        with pytest.raises(ValueError, match=f"no {MANIFEST}"):
+            find_checkpoint(folder)
+
+    with closing(run):
+        written = run.checkpoint(replace(state, step=1), save)
+    assert find_checkpoint(tmp_path / "run").folder == written

@@ -8,6 +8,7 @@ reference notes: tables 1.2 and 2.3, sections 5.1 (mistakes of the released loss
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,35 @@ def test_the_tiny_prompts_are_read_without_an_unknown_token() -> None:
         rendered = renderer.render(problem.prompt)
         assert tokenizer.unk_token_id not in rendered.token_ids.tolist()
         assert len(rendered.token_ids) == 6
+
+
+# ------------------------------------------------------------------ mistakes of the released tools
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_mistake_44_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = {match for match in re.findall(r"\]\(([^)#]+)", text) if "://" not in match}
+    paths = set(re.findall(r"\b(?:archer|benchmarks|docs|recipes|tests)/[\w/.]*\w", text))
+    assert [link for link in sorted(links) if not (page.parent / link).exists()] == []
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_mistake_44_a_recipe_has_its_data_or_says_how_to_make_them(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    config = load_config(path)
+    for part in (*config.data.train, *config.data.evaluate):
+        if part.source.endswith(".jsonl") and not (ROOT / part.source).is_file():
+            assert re.search(rf"# +archer prepare .*--out {re.escape(part.source)}", text)
+
+
+def test_mistake_45_no_path_of_somebodys_home_is_written_anywhere() -> None:
+    folders = ("archer", "benchmarks", "recipes", "docs", ".github", ".ci")
+    files = [ROOT / "Makefile", *(f for name in folders for f in (ROOT / name).rglob("*"))]
+    pages = [f for f in files if f.suffix in (".py", ".toml", ".md", ".yml", "") and f.is_file()]
+    assert len(pages) > 60
+    home = re.compile(r"/(?:home|root|Users|mnt|data\d*)/\w")
+    assert [str(page) for page in pages if home.search(page.read_text(encoding="utf-8"))] == []

@@ -296,3 +296,16 @@ def test_mistake_22_problems_are_never_cut_to_fit_a_number_of_processes() -> Non
     for part in cut:
         sizes = torch.bincount(part.prompt_index).tolist()
         assert sizes in ([3, 2], [2])
+
+
+def test_mistake_40_no_part_is_empty_where_sizes_divide_and_none_is_filled_up() -> None:
+    for num_prompts in range(1, 9):
+        batch = packed([2] * num_prompts, list(range(num_prompts)))
+        for problems in range(1, 10):
+            sizes = [len(p.lengths) for p in minibatches(batch, problems=problems, average="token")]
+            whole, left = divmod(num_prompts, problems)
+            assert sizes == [problems] * whole + [left] * (left > 0)
+        for max_tokens in range(1, 70):
+            parts = microbatches(batch, max_tokens=max_tokens)
+            assert all(parts)
+            assert sum(parts, start=list[int]()) == list(range(num_prompts))

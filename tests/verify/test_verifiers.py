@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from archer.data.problems import to_problem
+from archer.data.sources import load_source
 from archer.types import Problem, Verdict
 from archer.verify.extract import Reading
 from archer.verify.verifiers import (
@@ -217,6 +219,25 @@ def test_mistake_31_an_unknown_kind_of_problem_is_an_error_that_names_the_known_
     verdict = judged("minerva", "5")
     assert verdict.outcome == "error"
     assert all(name in verdict.detail for name in VERIFIERS)
+
+
+def test_mistake_32_every_kind_that_is_accepted_is_judged() -> None:
+    responses = {
+        "math": [("5", r"\boxed{5}")],
+        "exact": [("five", "five")],
+        "reasoning_gym": [(p.answer, p.answer["entry"]["answer"]) for p in _countdowns()],
+    }
+    assert responses.keys() == VERIFIERS.keys()
+    for kind, rows in responses.items():
+        for answer, response in rows:
+            row = {"id": "p", "prompt": "?", "verifier": kind, "answer": answer}
+            accepted = to_problem(row, where="line 1", verifiers=VERIFIERS)
+            assert verify(accepted, response, False).outcome == "correct", kind
+
+
+def _countdowns() -> list[Problem]:
+    pytest.importorskip("reasoning_gym", reason="needs archer-rl[tasks]")
+    return load_source("reasoning_gym:countdown", count=2)
 
 
 # --- in the process that trains ---
