@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from archer.config import Config, SourceConfig
-from archer.data.problems import problems_hash
+from archer.data.problems import canonical, problems_hash
 from archer.data.sources import SourceCount, SourceSpec, train_and_eval
 from archer.engine.choices import choose_advantage, choose_objective, try_loss
 from archer.engine.local import LocalEngine, resolve_device
@@ -120,14 +120,15 @@ def load_data(config: Config) -> Data:
 
 
 def cached_render(renderer: Renderer) -> Render:
-    """Renders each problem once, by id and source."""
-    rendered: dict[tuple[str, str], RenderedPrompt] = {}
+    """Renders each prompt once; an id says too little, two files may use it for two questions."""
+    rendered: dict[str | bytes, RenderedPrompt] = {}
 
     def render(problem: Problem) -> RenderedPrompt:
-        name = (problem.source, problem.id)
-        if name not in rendered:
-            rendered[name] = renderer.render(problem.prompt)
-        return rendered[name]
+        prompt = problem.prompt
+        key = prompt if isinstance(prompt, str) else canonical([dict(each) for each in prompt])
+        if key not in rendered:
+            rendered[key] = renderer.render(prompt)
+        return rendered[key]
 
     return render
 

@@ -1,7 +1,9 @@
 """Drawing, judging and selecting a step's groups, on the tiny model with real verifiers."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,22 @@ def drawn(
         step=1,
         position=7,
     )
+
+
+def test_two_files_may_use_one_id_for_two_questions(tmp_path: Path) -> None:
+    for name, question in (("train", "1+1="), ("evaluate", "2+2=")):
+        row = {"id": "1", "prompt": question, "verifier": "math", "answer": "2"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    sources = {n: [{"source": str(tmp_path / f"{n}.jsonl")}] for n in ("train", "evaluate")}
+    data = load_data(config_from({**TREE, "data": sources}, where="test"))
+    texts = [data.render(problem).text for problem in (*data.train, *data.evaluate)]
+    assert texts == ["<user>1+1=<assistant>", "<user>2+2=<assistant>"]
+
+
+def test_a_chat_is_rendered_once_too(data: Data) -> None:
+    chat = replace(data.train[0], prompt=({"role": "user", "content": "3+4="},))
+    assert data.render(chat).text == "<user>3+4=<assistant>"
+    assert data.render(replace(chat, id="another")) is data.render(chat)
 
 
 def test_problems_are_drawn_strictly_in_stream_order(
