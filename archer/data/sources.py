@@ -19,6 +19,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from itertools import count as numbers_from
@@ -163,6 +164,8 @@ def draw(
     for item in items:
         if isinstance(item, Dropped):
             reason = item.reason
+        elif not isinstance(item, Problem):
+            raise ValueError(f"{spec.source}: it yields {item!r:.60}, which is no Problem; mend it")
         else:
             problem = render(item)
             keys = {prompt_key(item.prompt), prompt_key(problem.prompt)}
@@ -240,12 +243,25 @@ def reasoning_gym_task(task: str, *, seed: int, **args: Any) -> Iterator[Item]:
     _check_task(library, task, args)
     for block in numbers_from():
         block_seed = key("reasoning_gym", task, seed, block) % 2**31
-        try:
+        with _blaming_args(task):
             dataset = library.create_dataset(task, size=500, seed=block_seed, **args)
-        except (AssertionError, ValueError, TypeError) as error:
-            raise ValueError(f"reasoning_gym:{task}: {error}; change the source's args") from error
-        for entry in dataset:
+        for place in range(500):
+            with _blaming_args(task):
+                entry = dataset[place]
             yield _gym_problem(dataset, task, entry)
+
+
+@contextmanager
+def _blaming_args(task: str) -> Iterator[None]:
+    """Whatever the library raises: each task has its own way to fail on args that it did not check.
+
+    Many fail not before an entry is made.
+    """
+    try:
+        yield
+    except Exception as error:
+        fact = str(error) or type(error).__name__
+        raise ValueError(f"reasoning_gym:{task}: {fact}; change the source's args") from error
 
 
 def gsm8k(path: str, *, seed: int) -> Iterator[Problem]:
@@ -466,8 +482,8 @@ def _check_args(spec: SourceSpec, source: Source, detail: str) -> None:
         name = spec.source.partition(":")[0]
         form = f"{name}:{leading[0].upper()}" if leading else name
         raise ValueError(f'unknown source "{spec.source}"; write "{form}"')
-    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    names.remove("seed")
+    keywords = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    names = [name for name in keywords if name != "seed"]
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     for name in spec.args:
         if name not in names and (name == "seed" or not takes_any):
@@ -528,4 +544,18 @@ def _import_function(name: str) -> Callable[..., Iterable[Item]]:
     except (ImportError, AttributeError, ValueError) as error:
         cure = f'known: {", ".join(SOURCES)}, or a "module:function" that can be imported'
         raise ValueError(f'unknown source "{name}", {error}; {cure}') from error
+    if not _takes_seed(found):
+        cure = "name one of the form def problems(*, seed) that yields problems"
+        raise ValueError(f'the source "{name}" is no function that takes a seed; {cure}')
     return found
+
+
+def _takes_seed(function: Any) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # no function, or one that is not written in Python
+        return False
+    kinds = {p.name: p.kind for p in parameters}
+    return kinds.get("seed") is inspect.Parameter.KEYWORD_ONLY or (
+        inspect.Parameter.VAR_KEYWORD in kinds.values()
+    )

@@ -152,6 +152,10 @@ def own_source(*, seed: int, word: str = "own") -> Iterator[Problem]:
         yield Problem(id=f"{word}-{number}", prompt=f"{number}?", verifier="math", answer="1")
 
 
+def rows_source(*, seed: int) -> Iterator[dict[str, int]]:
+    yield {"id": seed + 1}
+
+
 def test_a_function_of_ones_own_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "own_tasks", sys.modules[__name__])
     problems = load_source("own_tasks:own_source", seed=4, args={"word": "w"})
@@ -159,6 +163,8 @@ def test_a_function_of_ones_own_is_a_source(monkeypatch: pytest.MonkeyPatch) -> 
     assert ids(load_source("own_tasks:own_source", count=2, seed=4)) == ["own-4", "own-5"]
     with pytest.raises(ValueError, match='unknown arg "wrd"; did you mean "word"'):
         load_source("own_tasks:own_source", args={"wrd": 1})
+    with pytest.raises(ValueError, match=r"own_tasks:rows_source: it yields {'id': 1}, which is"):
+        load_source("own_tasks:rows_source")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,8 @@ def test_a_function_of_ones_own_is_a_source(monkeypatch: pytest.MonkeyPatch) -> 
         ("arithmetics", {}, 'unknown source "arithmetics"; did you mean "arithmetic"?'),
         ("no_module:f", {}, "unknown source \"no_module:f\", No module named 'no_module'; known: "),
         ("math:no_function", {}, "unknown source \"math:no_function\", module 'math' has no"),
+        ("os:path", {}, 'the source "os:path" is no function that takes a seed; name one of the'),
+        ("math:hypot", {}, 'the source "math:hypot" is no function that takes a seed; '),
         ("none.jsonl", {}, "none.jsonl: No such file or directory; give the path of a JSONL file"),
         ("none.jsonl", {"args": {"a": 1}}, "none.jsonl: a problem file has no args; remove a"),
         (
@@ -425,6 +433,8 @@ def test_a_small_task_space_ends_with_its_size() -> None:
         ("gcd", {"seed": 3}, 'reasoning_gym:gcd: unknown arg "seed"; '),
         ("gcd", {"max_value": -3}, "reasoning_gym:gcd: max_value must be > min_value; change"),
         ("gcd", {"max_value": "x"}, "reasoning_gym:gcd: '>' not supported between"),
+        ("dice", {"num_dice": 2.5}, "reasoning_gym:dice: 'float' object cannot be"),
+        ("simple_integration", {"operators": []}, "reasoning_gym:simple_integration: "),
         ("composite", {}, "reasoning_gym:composite is a mix of other tasks; name each of them"),
         ("codeio", {}, "reasoning_gym:codeio runs code that draws from the global random state"),
         ("arc_agi", {}, "reasoning_gym:arc_agi: its scorer cannot read its entries from a file"),
