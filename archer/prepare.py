@@ -97,6 +97,8 @@ def prepare(
         if args:
             raise ValueError(f"{source}: a file has no args; remove {', '.join(args)}")
         path = Path(source)
+        if path.resolve() == out.resolve():
+            raise ValueError(f"{out}: the raw file would be written over; give another --out")
         layout, items = _convert(path)
         problems = _sieve(items, tally, progress)
         facts = {"source": path.name, "layout": layout, "sha256 of the source": _sha256(path)}

@@ -354,6 +354,7 @@ def test_a_failed_run_leaves_what_was_there(tmp_path: Path) -> None:
         ("raw.json", '[{"a": NaN}]', "row 1: malformed JSON, NaN is no JSON number; repair"),
         ("raw.json", '[{"problem": "a?", "answer": "1"} {}]', "row 2 does not begin with ','"),
         ("raw.json", '[{"problem": "a?", "answer": "1"}', "row 2 does not begin with ','"),
+        ("raw.json", '[{"problem": "a?", "answer": "1"}] []', "more stands behind the array; the"),
         ("raw.json", '[{"problem": "a?", "ans', "row 1: malformed JSON, Unterminated string"),
         ("raw.json", '[{"problem": "\udcff"}]', "not UTF-8 text ("),
         ("raw.csv", "a,b\n", ".csv is not read; a file's name must end in .jsonl, .json, .parquet"),
@@ -391,6 +392,15 @@ def test_a_source_that_cannot_be_had_is_refused(
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         prepare(source, tmp_path / "out.jsonl", **knobs)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_raw_file_is_never_written_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "raw.jsonl", {"problem": "a?", "answer": "1"})
+    before = Path(path).read_bytes()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"raw\.jsonl: the raw file would be written over; give"):
+        prepare(path, tmp_path / "folder" / ".." / "raw.jsonl")
+    assert Path(path).read_bytes() == before
 
 
 def test_arguments_are_json_or_else_text() -> None:

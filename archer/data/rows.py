@@ -40,15 +40,20 @@ def _read_array(path: Path) -> Iterator[tuple[int, Row]]:
                 raise ValueError(f"{path}: {fact}; the file must be one JSON array of objects")
             text, place = _skip_space(file, text, place + 1)
             if number == 1 and text[place : place + 1] == "]":
-                return
+                break
             row, text, place = _decode(decoder, file, text, place, f"{path}: row {number}")
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: row {number} is {row!r:.60}; make it a JSON object")
             yield number, row
             text, place = _skip_space(file, text, place)
             if text[place : place + 1] == "]":
-                return
+                break
             mark = ","
+        text, place = _skip_space(file, text, place + 1)
+        if text[place:]:
+            raise ValueError(
+                f"{path}: more stands behind the array; the file must be one JSON array"
+            )
 
 
 BLOCK = 1 << 20
