@@ -396,6 +396,28 @@ def test_every_recipe_has_a_plan_that_fits_the_terminal(
     assert "\N{NO-BREAK SPACE}" not in text
 
 
+def test_a_mini_batch_is_no_larger_than_the_step() -> None:
+    words = " ".join(plan(recipe(update={"minibatch": 9})).split())
+    assert "mini-batches of 4 problems, all gone through once: up to 1 optimizer step;" in words
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"filter": "drop"}, "up to 20 optimizer steps"),
+        ({"filter": "refill"}, "up to 20 optimizer steps"),
+        ({"filter": "keep"}, "up to 20 optimizer steps"),  # none for uniform groups alone
+        ({"filter": "keep", "kl": 0.1}, "120 completions, 20 optimizer steps"),
+    ],
+)
+def test_optimizer_steps_are_promised_where_every_group_has_a_gradient(
+    sections: dict[str, Any], said: str
+) -> None:
+    kl, rollout = sections.pop("kl", 0.0), sections
+    text = plan(recipe(rollout=rollout, kl={"knowledge": kl}))
+    assert said in " ".join(text.split())
+
+
 def test_what_is_on_is_told_from_what_is_off() -> None:
     off = plan(recipe())
     assert "KL              off" in off and "entropy bonus   off" in off
@@ -425,6 +447,13 @@ def test_a_problem_file_that_is_not_here_is_reported_with_its_cure(tmp_path: Pat
     text = plan(config)
     assert "not counted yet" in text and "What is missing, and the cure" in text
     assert "0.1 million parameters" in text
+
+
+def test_the_name_of_a_missing_file_is_never_broken(tmp_path: Path) -> None:
+    for width in range(20, 40):
+        absent = f"data/{'x' * width}-with-some-hyphens-in-it.jsonl"
+        text = plan(recipe(data={"train": [{"source": absent}]}))
+        assert text.count(absent) == 2
 
 
 def test_a_model_that_was_never_downloaded_is_reported_and_its_known_shape_used() -> None:
@@ -460,7 +489,7 @@ def test_a_folder_without_weights_is_planned_from_its_config_alone(tmp_path: Pat
     assert find_shape(config) == shape_of(model.config)
     assert "in 3 layers" in text
     assert "30 to learn from" in text
-    assert "What is missing, and the cure" in text
+    assert f"the folder {tmp_path} holds no weights" in " ".join(text.split())
 
 
 def test_a_gpu_that_is_not_there_is_missing_and_not_an_error() -> None:
@@ -520,6 +549,28 @@ def test_a_model_that_is_here_but_not_served_is_an_error(tmp_path: Path) -> None
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="cannot be trained"):
         plan(recipe(model={"name": str(tmp_path)}))
+
+
+def test_a_model_whose_config_alone_was_fetched_and_is_not_served_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    downloaded = tmp_path / "models--someone--windowed"
+    (downloaded / "refs").mkdir(parents=True)
+    (downloaded / "refs/main").write_text("0" * 40)
+    MistralConfig(sliding_window=8).save_pretrained(downloaded / "snapshots" / ("0" * 40))
+    with pytest.raises(ValueError, match="cannot be trained: it uses sliding-window"):
+        plan(recipe(model={"name": "someone/windowed"}))
+
+
+def test_an_answer_longer_than_a_known_context_is_an_error() -> None:
+    config = recipe(
+        model={"name": "Qwen/Qwen2.5-Math-1.5B"},
+        rollout={"problems": 4, "samples": 3, "max_tokens": 4096},
+    )
+    with pytest.raises(ValueError, match=r"4096 tokens do not fit .* 4096: lower rollout\.max_tok"):
+        plan(config)
 
 
 def test_lengths_come_from_the_prompts_where_they_can_be_read() -> None:

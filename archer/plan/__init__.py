@@ -73,6 +73,7 @@ def plan(config: Config) -> str:
     if shape is None:
         sections.append(f"Nothing is known of {config.model.name}, so nothing is estimated.")
         return "\n\n".join([*sections, _missing(missing)])
+    _check_context(config, shape)
     job = job_of(config, shape, lengths)
     memory, free = estimate_memory(job), free_memory(job.device)
     speed = measure_speed(job, threads=num_threads(config))
@@ -84,6 +85,16 @@ def plan(config: Config) -> str:
         _section("Time, estimated", _time_lines(job, seconds, most, speed)),
     ]
     return "\n\n".join([*sections, _missing(missing)])
+
+
+def _check_context(config: Config, shape: ModelShape) -> None:
+    """Prompts that can be read are checked with the data; this is for those that cannot yet."""
+    answer = config.rollout.max_tokens
+    if answer >= shape.max_positions:
+        raise ValueError(
+            f"completions of up to {answer} tokens do not fit into the context of "
+            f"{config.model.name}, {shape.max_positions}: lower rollout.max_tokens"
+        )
 
 
 def expected_lengths(config: Config, data: Data | None) -> Lengths:
@@ -121,8 +132,10 @@ def job_of(config: Config, shape: ModelShape, lengths: Lengths) -> Job:
 def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
     rollout, update, steps = config.rollout, config.update, config.train.steps
     completions, updates = rollout.problems * rollout.samples, updates_per_step(config)
-    # Groups that are dropped make fewer mini-batches.
-    up_to = "up to " if rollout.filter == "drop" else ""
+    # Groups that are dropped make fewer mini-batches, and one of uniform groups alone has no step.
+    always = rollout.filter == "keep" and (config.kl.used or config.entropy.coefficient)
+    up_to = "" if always else "up to "
+    minibatch = min(update.minibatch, rollout.problems)
     passes = "once" if update.passes == 1 else f"{update.passes} times"
     warmup = f", after a rise over {update.warmup} steps" if update.warmup else ""
     return [
@@ -134,8 +147,8 @@ def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
         ),
         (
             "its update",
-            f"mini-batches of {update.minibatch} problems, all gone through {passes}: "
-            f"{up_to}{updates} optimizer steps; forward passes over at most "
+            f"mini-batches of {minibatch} problems, all gone through {passes}: "
+            f"{up_to}{updates} optimizer {_plural('step', updates)}; forward passes over at most "
             f"{update.microbatch_tokens:,} tokens, which changes memory alone",
         ),
         (
@@ -335,7 +348,10 @@ def _missing(missing: list[Missing]) -> str:
         return "What is missing: nothing"
     rows = ["What is missing, and the cure"]
     for fact, cure in missing:
-        rows += textwrap.wrap(f"- {fact}: {cure}", WIDTH, subsequent_indent="  ")
+        # A path or a name that is broken at its hyphens could not be copied.
+        rows += textwrap.wrap(
+            f"- {fact}: {cure}", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+        )
     return "\n".join(rows)
 
 
@@ -353,6 +369,10 @@ def _size(number: float) -> str:
 
 def _number(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def _duration(seconds: float) -> str:

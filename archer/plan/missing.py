@@ -70,7 +70,7 @@ def _has(config: Config, file: str) -> bool:
 def find_shape(config: Config) -> ModelShape | None:
     """From the model's config if it is here, else from the table of shapes, else from the hub.
 
-    None where all three fail. ValueError for a model that is here and of a kind that is not served.
+    None where all three fail. ValueError for a model of a kind that is not served.
     A GGUF file is converted on the way, once, as the run would do.
     """
     name, revision = config.model.name, config.model.revision
@@ -81,6 +81,8 @@ def find_shape(config: Config) -> ModelShape | None:
     try:
         return shape_of(load_config(name, revision=revision))
     except ValueError:
+        if _has(config, "config.json"):  # its config has come, so it is the model that is wrong
+            raise
         return None
 
 
@@ -91,6 +93,8 @@ def missing_model(config: Config) -> list[Missing]:
         return []
     if name == "smollm2":
         return [Missing("smollm2 is not on this machine", "the first run fetches it, 92 MB")]
+    if name and Path(name).expanduser().is_dir():
+        return [Missing(f"the folder {name} holds no weights", "put model.safetensors into it")]
     if name.endswith(".gguf") or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return [Missing(f"no model is found at {name}", "correct the path, or give a hub name")]
     shape = known_shape(name)
