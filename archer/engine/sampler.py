@@ -144,7 +144,7 @@ class Sampler:
 
     def _new_cache(self, slots: int, capacity: int, device: torch.device) -> _Cache:
         config = self.model.config
-        heads = config.num_key_value_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )

@@ -25,6 +25,10 @@ SINKS = (
 )
 """Kinds whose softmax has a learned sink; their configs have no key that would tell."""
 
+OWN_ATTENTION = ("bert-generation", "diffllama", "hrm_text", "jetmoe", "nemotron")
+"""Kinds that call attention in ways of their own: twice a layer, per expert, or in both directions;
+their configs have no key that would tell."""
+
 SOFT_CAPS = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -78,7 +82,9 @@ def _unsupported_attention(config: Any, kind: str) -> str | None:
         return f"it uses sliding-window attention (sliding_window = {window})"
     if strange:
         return f"it has layers other than full attention ({', '.join(strange)})"
-    if not getattr(model_class, "_supports_attention_backend", True):
+    if rank := getattr(config, "kv_lora_rank", None):
+        return f"it keeps its keys and values compressed (kv_lora_rank = {rank})"
+    if kind in OWN_ATTENTION or not getattr(model_class, "_supports_attention_backend", True):
         return "it keeps an attention of its own that cannot be exchanged"
     for rope_type in _rope_types(config):
         if rope_type in ("dynamic", "longrope"):

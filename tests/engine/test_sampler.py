@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from archer.engine.base import Request, Sampling
 from archer.engine.sampler import Sampler
 from archer.model.adapt import adapt
 from archer.model.draw import draw
-from archer.model.tiny import Kind, tiny_model, tiny_tokenizer
+from archer.model.tiny import tiny_model, tiny_tokenizer
 from archer.randomness import uniforms
 from archer.types import Completion
 
@@ -59,9 +60,20 @@ def slow_sample(
     return tokens, logps
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_it_equals_one_sequence_alone_without_a_cache(kind: Kind) -> None:
-    model = tiny_model(kind)
+def gpt_neox() -> Any:
+    """A kind whose config names no key-value heads, because every query head has its own."""
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GPTNeoXForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt_neox"])
+def test_it_equals_one_sequence_alone_without_a_cache(kind: Any) -> None:
+    model = gpt_neox() if kind == "gpt_neox" else tiny_model(kind)
     sampling = Sampling(max_tokens=12, temperature=0.9)
     expected = {
         (i, j): slow_sample(model, list(prompt), ("test", i, j), sampling)
