@@ -27,6 +27,9 @@ from archer.types import Message
 FIXED_DATE = "26 Jul 2024"
 """What a chat template gets when it asks for today: the same run must ask the same every day."""
 
+BAD_EXPRESSION = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What an expression in a template raises by itself."""
+
 _DATE_MACRO = "{% macro strftime_now(format) %}" + FIXED_DATE + "{% endmacro %}\n"
 
 
@@ -145,7 +148,7 @@ class Renderer:
                 tokenize=False,
                 **self._arguments,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, *BAD_EXPRESSION) as error:
             raise ValueError(
                 f"the chat template cannot render {messages!r} ({_one_line(error)}): "
                 "change the prompt, prompt.system or prompt.template"

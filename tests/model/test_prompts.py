@@ -215,6 +215,7 @@ def test_the_description_changes_with_each_knob_and_is_json(tmp_path: Path) -> N
         (QWEN3, {"template": "raw", "template_args": {"a": 1}}, "q", "does nothing"),
         (QWEN3, {"suffix": "!"}, [{"role": "system", "content": "s"}], "no user message"),
         ("{{ raise_exception('only users') }}", {}, "q", "only users"),
+        ("{{ 1 / messages[0].content.find('2') }}", {}, "2", "division by zero"),
         (None, {"template": "raw"}, "", "renders to no token"),
         (None, {"template": "raw"}, [{"role": "assistant", "content": "s"}], "no raw form"),
     ],
