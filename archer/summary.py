@@ -130,6 +130,8 @@ def _numbers(rows: Rows) -> str:
         ("tokens sampled", f"{_sum(rows, 'tokens/generated'):,.0f}"),
         ("tokens trained on", f"{_sum(rows, 'tokens/trained'):,.0f}"),
         ("optimizer steps", f"{_sum(rows, 'updates'):,.0f}"),
+        ("weighted otherwise than by grpo", _share(rows, "weighted_unlike_grpo")),
+        ("weighted otherwise than by 1", _share(rows, "weighted_unlike_one")),
         ("grader errors", f"{_sum(rows, 'verdicts/error'):,.0f}"),
         ("peak memory", f"{peak:.2f} GB"),
     ]
@@ -155,6 +157,12 @@ def _next(folder: Path, config: Config) -> str:
         commands.append(f"archer eval {folder} --problems FILE.jsonl --samples 8")
     commands.append(f"archer train {folder / 'config.toml'} train.steps={more} --run {folder}")
     return "\n".join(["what to try next", *(f"  {command}" for command in commands)])
+
+
+def _share(rows: Rows, name: str) -> str:
+    """Mean over the steps that learned something."""
+    found = [row[name] for row in rows if row.get(name) is not None]
+    return f"{sum(found) / len(found):.1%} of tokens" if found else "-"
 
 
 def _sum(rows: Rows, name: str) -> float:

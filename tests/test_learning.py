@@ -31,12 +31,16 @@ def test_the_tiny_recipe_learns(loss: str, seed: int, tmp_path: Path) -> None:
     first, last = rows[0], rows[-1]
     assert first["step"] == 0 and last["step"] == config.train.steps
     assert last["eval/low"] > first["eval/high"], (first["eval/mean"], last["eval/mean"])
-    shares = [row["weighted_unlike_grpo"] for row in rows if "weighted_unlike_grpo" in row]
-    mean = sum(shares) / len(shares)
+    unlike = {}
+    for other in ("grpo", "one"):
+        shares = [row[f"weighted_unlike_{other}"] for row in rows if row.get("updates")]
+        unlike[other] = sum(shares) / len(shares)
     print(
         f"{loss} seed {seed}: {first['eval/mean']:.3f} [{first['eval/low']:.3f}, "
         f"{first['eval/high']:.3f}] -> {last['eval/mean']:.3f} [{last['eval/low']:.3f}, "
-        f"{last['eval/high']:.3f}], {mean:.4f} of tokens weighted otherwise than by grpo"
+        f"{last['eval/high']:.3f}], {unlike['grpo']:.4f} of tokens weighted otherwise than by "
+        f"grpo, {unlike['one']:.4f} otherwise than by 1"
     )
-    # grpo is what the share is measured against; for every other loss it must be visible.
-    assert mean == 0 if loss == "grpo" else mean > 0
+    # grpo is what the first share is measured against: for it, that ratios leave 1 must do.
+    assert unlike["one"] > 0.1
+    assert unlike["grpo"] == 0 if loss == "grpo" else unlike["grpo"] > 0

@@ -248,6 +248,8 @@ def _tallies(
     kl/old_policy          k3 of KL(old || current), on the old policy's samples
     kl, kl/knowledge, kl/reasoning   k3 of KL(current || reference), where the batch holds one
     weighted_unlike_grpo   share of tokens with A != 0 whose w is not what `grpo` gives by default
+    weighted_unlike_one    the same for w = 1, which is every loss's weight while r = 1; by more
+                           than 0.001, since sampler and learner may differ by rounding
     correction, correction/dropped   mean weight for sampler mismatch, share that it sets to 0
     picked                 share of tokens in the mini-batch's pick
 
@@ -271,6 +273,7 @@ def _tallies(
         "weighted_unlike_grpo": _mean(
             _differs(weight, _grpo_weight(ratio, batch.advantages)), positive | negative
         ),
+        "weighted_unlike_one": _mean((weight - 1).abs() > 1e-3, positive | negative),
     }
     for sign, tokens in (("positive", positive), ("negative", negative)):
         pairs[f"ratio/{sign}"] = _mean(ratio, tokens)

@@ -35,6 +35,7 @@ from archer.data.problems import (
     read_problems,
     read_rows,
 )
+from archer.own import own_function
 from archer.randomness import key, permutation, uniforms
 from archer.types import Problem
 
@@ -538,12 +539,12 @@ def _import_reasoning_gym() -> ModuleType:
 
 
 def _import_function(name: str) -> Callable[..., Iterable[Item]]:
-    module, _, function = name.partition(":")
     try:
-        found: Callable[..., Iterable[Item]] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        cure = f'known: {", ".join(SOURCES)}, or a "module:function" that can be imported'
-        raise ValueError(f'unknown source "{name}", {error}; {cure}') from error
+        found: Callable[..., Iterable[Item]] = own_function(name)
+    except ValueError as error:
+        raise ValueError(
+            f'unknown source "{name}": {error}; known: {", ".join(SOURCES)}'
+        ) from error
     if not _takes_seed(found):
         cure = "name one of the form def problems(*, seed) that yields problems"
         raise ValueError(f'the source "{name}" is no function that takes a seed; {cure}')

@@ -7,7 +7,6 @@ A choice is a name from a table that a reader can see (`LOSSES`, `ADVANTAGES`, `
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from archer.algo.advantage import ADVANTAGES, Advantage
 from archer.algo.losses import LOSSES, PICKS, Pick
 from archer.algo.objective import Objective
 from archer.config import AdvantageConfig, Config, LossConfig
+from archer.own import own_function
 
 GIVEN = ("pick", "greedy_rewards")
 """Keyword arguments that the loop fills in; they are no knobs."""
@@ -94,14 +94,10 @@ def find(name: str, table: Mapping[str, Callable[..., Any]], knob: str) -> Calla
         near = difflib.get_close_matches(name, table, n=1)
         hint = f"did you mean {near[0]}?" if near else "or module:function for one of your own"
         raise ValueError(f"{knob} = '{name}' is unknown; {hint} (known: {', '.join(table)})")
-    module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{knob} = '{name}' cannot be imported: {error}") from None
-    if not callable(function):
-        raise ValueError(f"{knob} = '{name}' is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+        return own_function(name)
+    except ValueError as error:
+        raise ValueError(f"{knob} = '{name}': {error}") from None
 
 
 def extra_knobs(section: LossConfig | AdvantageConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
 
+from archer.own import own_function
 from archer.types import OUTCOMES, Problem, Verdict
 from archer.verify.extract import Reading, outside_thought, read_response
 from archer.verify.math import accepted_answers, judge_math, math
@@ -127,18 +128,11 @@ def find_verifier(name: str) -> Verifier:
     """The verifier of this name, or the function that "module:function" names."""
     if name in VERIFIERS:
         return VERIFIERS[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = ", ".join(sorted(VERIFIERS))
         raise ValueError(f"unknown verifier {name!r}: use one of {known} or module:function")
-    try:
-        verifier = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as fault:
-        raise ValueError(f"{fault}: install it, or add its folder to PYTHONPATH") from fault
-    if not callable(verifier):
-        raise ValueError(f"{module} has no function {function!r}: name one that it has")
-    found: Verifier = verifier
-    return found
+    verifier: Verifier = own_function(name)
+    return verifier
 
 
 def prepare(name: str) -> None:

@@ -379,6 +379,7 @@ def test_metrics_by_sign_are_worked_out_by_hand() -> None:
     assert means["dual_clip_fraction/positive"] == 0
     assert means["dual_clip_fraction/negative"] == 0.25
     assert means["weighted_unlike_grpo"] == 0
+    assert means["weighted_unlike_one"] == 6 / 8
     assert means["entropy"] == pytest.approx(float(batch.old_entropy.mean()))
     assert means["loss"] == pytest.approx(found.loss)
     exact = [r - 1 - math.log(r) for r in (0.5, 1.0, 1.1, 1.5, 0.5, 1.0, 1.1, 4.0)]
@@ -406,7 +407,8 @@ def test_losses_differ_from_grpo_off_policy_and_not_at_ratio_one(name: str) -> N
     objective = Objective(loss=LOSSES[name])
     off = summarise(token_gradients(objective, logp, entropy, batch).tallies)
     on = summarise(token_gradients(objective, batch.old_logp, entropy, batch).tallies)
-    assert on["weighted_unlike_grpo"] == 0
+    assert on["weighted_unlike_grpo"] == on["weighted_unlike_one"] == 0
+    assert (off["weighted_unlike_one"] > 0) == (name != "reinforce")
     assert (off["weighted_unlike_grpo"] > 0) == (name != "grpo")
 
 

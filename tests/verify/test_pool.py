@@ -171,7 +171,7 @@ def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         ("graders:leaves", "SystemExit"),
         ("graders:ends_the_process", "exit status 0"),
         ("graders:kills_itself", "killed by SIGKILL"),
-        ("graders:missing", "has no function"),
+        ("graders:missing", "has no attribute 'missing'"),
         ("no_such_module:f", "No module named"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_users_verdict_is_taken_as_it_is() -> None:
         ("graders:raises", "KeyError: 'no such column'"),
         ("graders:returns_text", "returned 'yes'"),
         ("graders:returns_nan", "returned nan"),
-        ("graders:missing", "has no function 'missing'"),
+        ("graders:missing", "has no attribute 'missing'"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("maths", "unknown verifier 'maths': use one of exact, math, reasoning_gym or"),
     ],
