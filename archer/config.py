@@ -257,7 +257,7 @@ class CheckpointConfig(Section):
     """Checkpoints."""
 
     every: int = Field(default=10, ge=1)
-    """Steps between checkpoints; the last step always has one."""
+    """Steps between checkpoints; the last step and the best evaluated one always have one."""
     keep: int = Field(default=2, ge=1)
     """So many of the newest are kept, and the best besides."""
 
@@ -336,6 +336,7 @@ FREE_ON_RESUME = (
     "engine",
     "model.checkpoint_activations",
     "train.steps",
+    "rollout.cache_tokens",
     "verify.workers",
     "update.microbatch_tokens",
     "eval",
@@ -357,7 +358,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         hint = f"recipes there: {', '.join(near)}" if near else "name a .toml file"
         raise ValueError(f"{path}: no such recipe; {hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+        raise ValueError(f"{path}: not valid TOML: {error}; mend the file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; name a .toml file") from None
     for override in overrides:
@@ -427,8 +428,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first fault in one line, with the nearest right name for an unknown key."""
-    fault = error.errors(include_url=False)[0]
+    """One fault in one line, with the nearest right name for an unknown key."""
+    faults = error.errors(include_url=False)
+    # A misspelt name first: it is why the right one seems to be missing.
+    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
     path = [str(part) for part in fault["loc"]]
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
@@ -437,7 +440,11 @@ def _explain(error: ValidationError) -> str:
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else "remove it"
         return f"unknown knob {name}; {hint} (known there: {', '.join(known)})"
     if fault["type"] == "missing":
-        return f"{name} is missing; set it in the recipe or with {name}=..."
+        by_override = "" if any(part.isdigit() for part in path) else f" or with {name}=..."
+        return f"{name} is missing; set it in the recipe{by_override}"
+    if fault["type"] == "tuple_type":
+        tables = " (a section is written [[" + name + "]])" if path[0] == "data" else ""
+        return f"{name} = {fault['input']!r}: should be a list{tables}"
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
     message = fault["msg"][0].lower() + fault["msg"][1:]

@@ -271,6 +271,18 @@ def test_a_recipe_is_frozen(recipe: Path) -> None:
         config.train.steps = 9
 
 
+def test_a_misspelt_knob_is_named_rather_than_the_one_that_it_leaves_missing(
+    recipe: Path,
+) -> None:
+    with pytest.raises(ValueError, match=r"did you mean data\.train\.0\.source\?"):
+        load_config(recipe, ['data.train=[{sorce = "x.jsonl"}]'])
+
+
+def test_a_section_that_must_be_a_list_is_shown_as_toml_writes_it(recipe: Path) -> None:
+    with pytest.raises(ValueError, match=r"should be a list \(a section is written \[\[data.train"):
+        load_config(recipe, ['data.train="x.jsonl"'])
+
+
 # ------------------------------------------------------------------ what changed
 
 
@@ -282,6 +294,7 @@ def test_what_may_change_on_resume_is_told_from_what_may_not(recipe: Path) -> No
             "train.steps=9",
             "eval.every=3",
             "update.microbatch_tokens=99",
+            "rollout.cache_tokens=99",
             "update.learning_rate=1",
             "loss.dual_clip=9",
             "train.seed=1",
@@ -289,7 +302,12 @@ def test_what_may_change_on_resume_is_told_from_what_may_not(recipe: Path) -> No
         ],
     )
     free, fixed = changed_knobs(before, after)
-    assert free == ["eval.every", "train.steps", "update.microbatch_tokens"]
+    assert free == [
+        "eval.every",
+        "rollout.cache_tokens",
+        "train.steps",
+        "update.microbatch_tokens",
+    ]
     assert fixed == ["data.train", "loss.dual_clip", "train.seed", "update.learning_rate"]
 
 
