@@ -10,9 +10,11 @@ import argparse
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     terminal = Terminal(quiet=getattr(options, "quiet", False))
     command: Callable[[argparse.Namespace, Terminal], int] = options.command
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         return command(options, terminal)
     except ValueError as error:
@@ -52,16 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message, USER_MISTAKE)
-    except KeyboardInterrupt:
-        return _fail("stopped at once; train and grade go on by the same command", 130)
+    except KeyboardInterrupt as stopped:
+        number = stopped.args[0] if stopped.args else signal.SIGINT
+        return _fail("stopped at once; train and grade go on by the same command", 128 + number)
     except RuntimeError as error:
         if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
             return _fail(str(error), STOPPED)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a command as Ctrl-C does: what is half done is cleared away."""
+    raise KeyboardInterrupt(number)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+UNUSABLE = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+)
 
 
 def _file_trouble(error: Exception) -> str | None:
@@ -77,7 +97,7 @@ def _file_trouble(error: Exception) -> str | None:
             f"no more can be written{where}: {os.strerror(number)}; free some space and give the "
             "same command again, what was written is intact"
         )
-    if number in UNWRITABLE:
+    if number in UNUSABLE:
         return f"{place}: {os.strerror(number)}; give another folder"
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,19 @@ def evaluate_data(
     terminal: Terminal,
     *,
     ks: Sequence[int] = (),
+    check: Callable[[], None] | None = None,
 ) -> tuple[Evaluation, list[Group]]:
-    """The evaluation that a recipe asks for, on the weights that the engine serves now."""
+    """The evaluation that a recipe asks for, on the weights that the engine serves now.
+
+    `check` is called with every completion; what it raises ends the evaluation.
+    """
     with terminal.bar("evaluate", len(data.evaluate) * config.eval.samples) as advance:
+
+        def progress(done: int, tokens: int) -> None:
+            if check is not None:
+                check()
+            advance(done, tokens)
+
         return evaluate(
             engine,
             verifiers,
@@ -70,7 +80,7 @@ def evaluate_data(
             seed=config.train.seed,
             settings={"prompt": data.prompt, "answer_pattern": config.verify.answer_pattern},
             ks=ks,
-            progress=advance,
+            progress=progress,
         )
 
 

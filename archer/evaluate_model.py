@@ -171,7 +171,9 @@ def evaluation_config(
         tree["data"] = {**tree["data"], "evaluate": evaluated, "max_prompt_tokens": 2**31}
     elif not tree["data"].get("evaluate"):
         raise ValueError(
-            f"{subject.label} brings no evaluation problems; name a file with --problems"
+            f"{subject.label} brings no evaluation problems"
+            + ("" if "data" in subject.recipe else ", being no run, checkpoint or export")
+            + "; name a file with --problems"
         )
     config = config_from(tree, where="archer eval")
     return config.model_copy(update={"data": config.data.model_copy(update={"train": ()})})

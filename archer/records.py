@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,10 +54,15 @@ def save_groups(path: Path, step: StepGroups) -> None:
 
 
 def load_groups(path: Path) -> StepGroups:
-    """What `save_groups` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        described = json.loads(arrays["json"].tobytes())
-        packed = {name: arrays[name] for name in (*ARRAYS, "prompt_ids")}
+    """What `save_groups` wrote; ValueError, with the cure, when the file is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            described = json.loads(arrays["json"].tobytes())
+            packed = {name: arrays[name] for name in (*ARRAYS, "prompt_ids")}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        raise ValueError(
+            f"{path}: these judged groups are damaged; delete the file to have them sampled again"
+        ) from None
     groups, at, prompt_at = [], 0, 0
     for entry in described["groups"]:
         prompt_ids = packed["prompt_ids"][prompt_at : prompt_at + entry["prompt_length"]]

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,11 @@ from archer.files import PARTIAL, sync_folder, written_whole
 from archer.records import StepGroups, load_groups, save_groups
 
 MANIFEST, STATE = "manifest.json", "state.json"
+
+FOLDERS = ("rollouts", "pending", "eval", "checkpoints")
+
+NAMED_AFTER_A_STEP = re.compile(r"step-(\d{6,})(?:\.jsonl|\.json|\.npz)?")
+"""What a run may remove. Any other name was put there by a person."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,7 @@ class Run:
         save_groups(self.path("pending", step, ".npz"), groups)
 
     def kept_groups(self, step: int) -> StepGroups | None:
-        """A step's judged groups from before a kill."""
+        """A step's judged groups from before a kill; ValueError when the file is damaged."""
         path = self.path("pending", step, ".npz")
         return load_groups(path) if path.exists() else None
 
@@ -95,14 +101,12 @@ class Run:
         aside = target.with_name(f".{target.name}{PARTIAL}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save(aside)
-        (aside / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-        names = sorted(path.name for path in aside.iterdir())
-        manifest = {"files": {name: checksum(aside / name) for name in names}}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        for name in [*names, MANIFEST]:
-            _sync(aside / name)
-        sync_folder(aside)
+        try:
+            save(aside)
+            _seal(aside, state)
+        except BaseException:  # what was written of it must not keep a full disk full
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         if target.exists():  # left by a run that was cut back behind it
             shutil.rmtree(target)
         os.rename(aside, target)
@@ -116,8 +120,8 @@ class Run:
         for step in steps:
             if step not in keep:
                 shutil.rmtree(self.path("checkpoints", step))
-        for path in (self.folder / "pending").glob("step-*.npz"):
-            if _step_of(path) <= state.step:
+        for step, path in _of_steps(self.folder / "pending"):
+            if step <= state.step:
                 path.unlink()
 
     def close(self) -> None:
@@ -132,13 +136,14 @@ def open_run(
     """Opens a run folder, new or to go on with, and says from which step.
 
     With `fork`, the newest checkpoint of `folder` is continued in the new folder `fork`, whatever
-    knobs have changed. Raises ValueError for a folder that cannot be used, a recipe whose knobs
-    differ where they must not, and a damaged checkpoint.
+    knobs have changed; the same call again goes on with the fork. Raises ValueError for a folder
+    that cannot be used, a recipe whose knobs differ where they must not, and a damaged checkpoint.
     """
     if fork is not None:
-        _fork(folder, fork, say)
+        if not (fork / "config.toml").is_file():
+            _fork(folder, fork, config, say)
         folder = fork
-    for name in ("rollouts", "pending", "eval", "checkpoints"):
+    for name in FOLDERS:
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -147,7 +152,7 @@ def open_run(
             ) from None
     lock = _lock(folder)
     try:
-        _take_recipe(folder / "config.toml", config, say, may_differ=fork is not None)
+        _take_recipe(folder / "config.toml", config, say)
         run = Run(folder, config, lock)
         state = _newest_state(folder)
         _cut_back(run, state.step)
@@ -159,11 +164,15 @@ def open_run(
     return run, state
 
 
-def _take_recipe(
-    stored: Path, config: Config, say: Callable[[str], None], *, may_differ: bool
-) -> None:
+def _take_recipe(stored: Path, config: Config, say: Callable[[str], None]) -> None:
     """Writes the recipe into the run; ValueError when it is not the one that the run began with."""
-    if stored.exists() and not may_differ:
+    folder = stored.parent
+    if not stored.exists() and ((folder / "metrics.jsonl").exists() or checkpoint_steps(folder)):
+        raise ValueError(
+            f"{folder} holds metrics or checkpoints, but no {stored.name} says of which run; "
+            f"put its {stored.name} back, or give another --run folder"
+        )
+    if stored.exists():
         before = load_config(stored)
         free, fixed = changed_knobs(before, config)
         if fixed:
@@ -180,7 +189,8 @@ def _take_recipe(
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints of a run, oldest first."""
-    return sorted(_step_of(p) for p in (folder / "checkpoints").glob("step-*") if p.is_dir())
+    found = _of_steps(folder / "checkpoints")
+    return [step for step, path in found if path.is_dir() and not path.suffix]
 
 
 def read_checkpoint(folder: Path) -> State:
@@ -212,6 +222,17 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def _seal(folder: Path, state: State) -> None:
+    """Adds the loop's state and the manifest, and syncs every file."""
+    (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+    names = sorted(path.name for path in folder.iterdir())
+    manifest = {"files": {name: checksum(folder / name) for name in names}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    for name in [*names, MANIFEST]:
+        _sync(folder / name)
+    sync_folder(folder)
+
+
 def _newest_state(folder: Path) -> State:
     steps = checkpoint_steps(folder)
     return read_checkpoint(folder / "checkpoints" / f"step-{steps[-1]:06d}") if steps else State()
@@ -226,14 +247,16 @@ def _cut_back(run: Run, step: int) -> None:
         with written_whole(path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
     for kind in ("rollouts", "eval"):
-        for path in (run.folder / kind).glob("step-*"):
-            if _step_of(path) > step or step == 0:
+        for written, path in _of_steps(run.folder / kind):
+            if written > step or step == 0:
                 path.unlink()
-    for path in run.folder.rglob(f".*{PARTIAL}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for kind in FOLDERS:  # what lies beside them is written anew at every start
+        for path in (run.folder / kind).glob(f".*{PARTIAL}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _fork(source: Path, target: Path, say: Callable[[str], None]) -> None:
+def _fork(source: Path, target: Path, config: Config, say: Callable[[str], None]) -> None:
+    """Makes `target` a run of `config` that stands at the newest checkpoint of `source`."""
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"--fork {target}: the folder is not empty; name a new one")
     steps = checkpoint_steps(source)
@@ -241,18 +264,24 @@ def _fork(source: Path, target: Path, say: Callable[[str], None]) -> None:
         raise ValueError(f"{source} has no checkpoint to fork from; train it first")
     checkpoint = source / "checkpoints" / f"step-{steps[-1]:06d}"
     state = replace(read_checkpoint(checkpoint), best_score=None, best_step=None)
+    aside = target.with_name(f".{target.name}{PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)
     for kind in ("rollouts", "eval"):
-        (target / kind).mkdir(parents=True)
-        for path in (source / kind).glob("step-*"):
-            if _step_of(path) <= state.step:
-                shutil.copy2(path, target / kind / path.name)
-    shutil.copytree(checkpoint, target / "checkpoints" / checkpoint.name)
-    copied = target / "checkpoints" / checkpoint.name
+        (aside / kind).mkdir(parents=True)
+        for step, path in _of_steps(source / kind):
+            if step <= state.step:
+                shutil.copy2(path, aside / kind / path.name)
+    copied = aside / "checkpoints" / checkpoint.name
+    shutil.copytree(checkpoint, copied)
     (copied / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
     manifest = json.loads((copied / MANIFEST).read_text())
     manifest["files"][STATE] = checksum(copied / STATE)
     (copied / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    shutil.copy2(source / "metrics.jsonl", target / "metrics.jsonl")
+    if (source / "metrics.jsonl").exists():
+        shutil.copy2(source / "metrics.jsonl", aside / "metrics.jsonl")
+    (aside / "config.toml").write_text(config_toml(config), encoding="utf-8")
+    os.rename(aside, target)
+    sync_folder(target.parent)
     say(f"forked {source} at step {state.step} into {target}")
 
 
@@ -285,8 +314,10 @@ def _lines(path: Path) -> list[dict[str, Any] | None]:
     return rows
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.split(".")[0].removeprefix("step-"))
+def _of_steps(folder: Path) -> list[tuple[int, Path]]:
+    """What lies in a folder under the name of a step, in the order of the steps."""
+    found = [(NAMED_AFTER_A_STEP.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return sorted((int(name[1]), path) for name, path in found if name)
 
 
 def _sync(path: Path) -> None:

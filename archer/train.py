@@ -144,13 +144,17 @@ class Loop:
         config, saved = self.config, state.step
         stream = ProblemStream(self.data.train, config.train.seed)
         if state.step == 0 and self.data.evaluate:
-            state = self._evaluate(state, {})
+            try:
+                state = self._evaluate(state, {})
+            except Interrupted:
+                return state
         while state.step < config.train.steps and not self.stop.signal:
             try:
                 state = self._step(state, stream)
             except Interrupted:
                 break
             due = state.step % config.checkpoint.every == 0 or state.step == config.train.steps
+            due = due or state.step == state.best_step  # the best is kept, so it must be there
             if due or self.stop.signal:
                 self._checkpoint(state)
                 saved = state.step
@@ -194,6 +198,8 @@ class Loop:
         metrics = {
             "kl": None,
             "grad_norm": None,
+            "seconds/score": 0.0,
+            "seconds/update": 0.0,
             **summarise(tallies),
             **step_metrics(groups),
             **counts,
@@ -354,8 +360,14 @@ class Loop:
 
     def _evaluate(self, state: State, metrics: dict[str, Any]) -> State:
         start = time.perf_counter()
+
+        def may_go_on() -> None:
+            # Before the first step nothing is lost; later, the step is finished and checkpointed.
+            if self.stop.signal and state.step == 0:
+                raise Interrupted
+
         evaluation, groups = evaluate_data(
-            self.engine, self.verifiers, self.data, self.config, self.terminal
+            self.engine, self.verifiers, self.data, self.config, self.terminal, check=may_go_on
         )
         write_evaluation(self.run.path("eval", state.step, ".json"), evaluation, groups)
         best = state.best_score is None or evaluation.score["mean"] > state.best_score
@@ -425,8 +437,9 @@ def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
     """A step in one line of at most 80 characters."""
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     if "accuracy" in metrics:
+        accuracy = math.nan if metrics["accuracy"] is None else metrics["accuracy"]
         parts += [
-            f"accuracy {metrics['accuracy']:.3f}",
+            f"accuracy {accuracy:.3f}",
             f"entropy {metrics['entropy']:.2f}",
             f"length {metrics['response_length/mean']:.1f}",
             f"{metrics['seconds/step']:.1f} s",
@@ -456,7 +469,7 @@ def _stop_requests() -> Iterator[Stop]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.signal:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         stop.signal = number
         print(
             "\nstopping at the next safe point, with a checkpoint; again to stop at once",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -332,7 +333,66 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_the_names_of_its_knobs(
     assert contents(run) == before
 
 
+def test_damaged_judged_groups_are_refused_and_sampled_again_by_the_cure(
+    refused: Refusals, run: Path, recipe: Path
+) -> None:
+    before, pending = contents(run), run / "pending" / "step-000003.npz"
+    for damaged in (b"", b"no zip", before["checkpoints/step-000002/parity.npz"][:-30]):
+        pending.write_bytes(damaged)
+        said = refused("train", recipe, "train.steps=3", "--run", run)
+        assert f"{pending}: these judged groups are damaged; delete the file" in said
+    pending.unlink()
+    assert main(["train", str(recipe), "train.steps=3", "--run", str(run), "--quiet"]) == 0
+
+
+def test_a_run_without_its_recipe_is_not_taken_for_one_of_another(
+    refused: Refusals, run: Path, recipe: Path
+) -> None:
+    (run / "config.toml").unlink()
+    before = contents(run)
+    assert "put its config.toml back" in refused("train", recipe, "--run", run)
+    assert contents(run) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    refused: Refusals, tmp_path: Path, recipe: Path
+) -> None:
+    model, run = tmp_path / "model", tmp_path / "run"
+    tiny_tokenizer().save_pretrained(model)
+    named = f'model.name="{model}"'
+    for layers, code in ((2, 0), (1, 2)):
+        tiny_model(layers=layers).save_pretrained(model)
+        if code:
+            said = refused("train", recipe, named, "train.steps=3", "--run", run)
+            assert "the checkpoint is of another model: model.layers.1." in said
+        else:
+            assert main(["train", str(recipe), named, "--run", str(run), "--quiet"]) == 0
+
+
 # ------------------------------------------------------------------ places
+
+
+def test_what_a_person_put_beside_a_run_stays(refused: Refusals, run: Path, recipe: Path) -> None:
+    theirs = [
+        "eval/step-1.txt",
+        "rollouts/step-000009.jsonl.bak",
+        "checkpoints/step-000002-good/manifest.json",
+        "checkpoints/step-000001.bak/manifest.json",
+        "other/.download.partial",
+    ]
+    for name in theirs:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+    assert main(["train", str(recipe), "train.steps=5", "--run", str(run), "--quiet"]) == 0
+    assert [name for name in theirs if (run / name).read_text() != "mine"] == []
+
+
+def test_metrics_of_something_else_are_not_overwritten(
+    refused: Refusals, tmp_path: Path, recipe: Path
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    assert "give another --run folder" in refused("train", recipe, "--run", tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(
@@ -375,7 +435,7 @@ def test_a_full_disk_ends_a_run_with_all_that_was_written_intact(
     with files_of_at_most(100_000):
         said = refused("train", recipe, "train.steps=4", "--run", run)
     assert "free some space" in said
-    assert contents(run / "checkpoints").items() >= before.items()
+    assert contents(run / "checkpoints") == before, "nothing half-written fills the disk"
     assert main(["train", str(recipe), "train.steps=4", "--run", str(run), "--quiet"]) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 4]
@@ -402,6 +462,25 @@ def test_a_full_disk_ends_an_export_without_a_trace(
 ) -> None:
     with files_of_at_most(100_000):
         assert "free some space" in refused("export", trained, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["export", "eval"])
+def test_a_sigterm_ends_a_command_without_a_trace(
+    trained: Path, tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / "out"
+    rest = [str(out)] if command == "export" else ["--samples", "9999", "--out", f"{out}.json"]
+    arguments = [sys.executable, "-m", "archer.cli", command, str(trained), *rest]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        said = child.stderr.read()
+    assert child.returncode == 128 + signal.SIGTERM
+    assert said == "archer: stopped at once; train and grade go on by the same command\n"
     assert list(tmp_path.iterdir()) == []
 
 

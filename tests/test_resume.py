@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+import archer.train
 from archer.cli import main
+from archer.evaluate import evaluate_data
 from archer.run import checkpoint_steps
+from archer.types import OUTCOMES
 
 RECIPE = """
 [model]
@@ -50,6 +53,15 @@ every = 3
 [log]
 arrays_every = 4
 """
+
+
+EVERY_KEY = {
+    *("step", "reward/mean", "accuracy", "entropy", "kl", "grad_norm", "lr", "truncated"),
+    *("response_length/mean", "groups/uniform", "tokens/generated", "tokens/trained"),
+    *(f"verdicts/{outcome}" for outcome in OUTCOMES),
+    *(f"seconds/{part}" for part in ("rollout", "verify", "score", "update", "publish")),
+    "memory/peak_gb",
+}
 
 
 def recipe(folder: Path, steps: int) -> Path:
@@ -222,6 +234,63 @@ def test_a_changed_knob_is_named_and_needs_a_fork(
     rows = (tmp_path / "forked/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert checkpoint_steps(folder) == [2], "the run that was forked is as it was"
+
+
+def test_a_fork_that_was_stopped_goes_on_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder, forked = recipe(tmp_path, 2), tmp_path / "run", tmp_path / "forked"
+    assert main(["train", str(path), "--run", str(folder), "--quiet"]) == 0
+    (folder / "metrics.jsonl").unlink()  # not needed for a fork
+    half_done = tmp_path / ".forked.partial" / "eval"
+    half_done.mkdir(parents=True)
+    command = ["train", str(path), "update.passes=3", "train.steps=3", "--run", str(folder)]
+    command += ["--fork", str(forked)]
+    assert main(command) == 0
+    assert main([*command, "train.steps=4"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"forked {folder} at step 2 into {forked}") == 1
+    assert f"continuing after step 3 from {forked}" in out
+    assert not half_done.exists()
+
+
+def test_the_best_evaluated_step_keeps_its_checkpoint(tmp_path: Path) -> None:
+    """Also when no checkpoint was due at it."""
+    path, folder = recipe(tmp_path, 6), tmp_path / "run"
+    knobs = ["eval.every=1", "checkpoint.every=100", "checkpoint.keep=1", "train.seed=1"]
+    assert main(["train", str(path), *knobs, "--run", str(folder), "--quiet"]) == 0
+    scores = {
+        row["step"]: row["eval/mean"]
+        for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    }
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert 0 < best < 6, "else this shows nothing"
+    assert checkpoint_steps(folder) == [best, 6]
+
+
+def test_a_signal_before_the_first_step_does_not_wait_for_the_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate_data(*args, **kwargs)
+
+    path, folder = recipe(tmp_path, 2), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(archer.train, "evaluate_data", signalled)
+        assert main(["train", str(path), "--run", str(folder)]) == 128 + signal.SIGTERM
+    assert "stopped after step 0; the same command goes on" in capsys.readouterr().out
+    assert not (folder / "metrics.jsonl").exists() and not list((folder / "eval").iterdir())
+    assert main(["train", str(path), "--run", str(folder), "--quiet"]) == 0
+
+
+def test_every_step_has_every_key_also_where_no_group_teaches(tmp_path: Path) -> None:
+    path, folder = recipe(tmp_path, 1), tmp_path / "run"
+    command = ["train", str(path), "rollout.samples=1", "--run", str(folder), "--quiet"]
+    assert main(command) == 0
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["groups/teaching"] == 0 and row["seconds/update"] == 0
+    assert EVERY_KEY - row.keys() == set()
 
 
 def test_free_knobs_may_change_and_are_said(

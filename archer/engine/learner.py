@@ -157,11 +157,15 @@ class Learner:
         counters: Mapping[str, int],
     ) -> None:
         """Takes back what `state` gave. ValueError when the names or shapes are another model's."""
+        shapes = {name: list(master.shape) for name, master in self.masters.items()}
+        stored = {name: list(weight.shape) for name, weight in weights.items()}
+        if shapes != stored:
+            name = min(n for n in shapes.keys() | stored.keys() if shapes.get(n) != stored.get(n))
+            raise ValueError(
+                f"the checkpoint is of another model: {name} has shape {stored.get(name)} there, "
+                f"{shapes.get(name)} in model.name; give the model that the run began with"
+            )
         for name, master in self.masters.items():
-            if name not in weights or weights[name].shape != master.shape:
-                raise ValueError(
-                    f"the checkpoint has no weight {name} of shape {list(master.shape)}"
-                )
             master.copy_(weights[name])
             if master is not self.weights[name]:
                 self.weights[name].copy_(master)
