@@ -34,7 +34,8 @@ def _wandb(module: Any, folder: Path, project: str, step: int, recipe: Mapping[s
 def _tensorboard(
     module: Any, folder: Path, project: str, step: int, recipe: Mapping[str, Any]
 ) -> Sink:
-    writer = module.SummaryWriter(log_dir=str(folder / "tensorboard"), purge_step=step + 1)
+    purge_step = step + 1 if step else 0  # without a checkpoint the run begins anew, at step 0
+    writer = module.SummaryWriter(log_dir=str(folder / "tensorboard"), purge_step=purge_step)
 
     def log(at: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
