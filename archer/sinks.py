@@ -1,7 +1,7 @@
 """Services that can be sent the metrics of a run, beside `metrics.jsonl`.
 
 Each is imported only where a recipe names it. On resume a sink is told the step from which the run
-goes on, and cuts its own curve back to it where the service can.
+goes on: TensorBoard cuts its curve back to it, W&B drops the steps that it has already.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ Opener = Callable[[Any, Path, str, int, Mapping[str, Any]], Sink]
 
 def _wandb(module: Any, folder: Path, project: str, step: int, recipe: Mapping[str, Any]) -> Sink:
     name = folder.resolve().name
-    # A run's id is its folder's name; W&B rewinds a run of that id to the step it goes on from.
-    going_on = {"resume_from": f"{name}?_step={step}"} if step else {"id": name}
-    run = module.init(project=project, name=name, dir=str(folder), config=dict(recipe), **going_on)
+    # A run's id is its folder's name. W&B drops steps that it has: those that are replayed are the
+    # same. Rewinding (resume_from) is a preview, and refuses a run that was killed just now.
+    run = module.init(
+        project=project,
+        id=name,
+        name=name,
+        dir=str(folder),
+        config=dict(recipe),
+        resume="allow" if step else None,
+    )
     return Sink(lambda at, metrics: run.log(dict(metrics), step=at), run.finish)
 
 
@@ -75,8 +82,14 @@ def check_sinks(names: Sequence[str]) -> None:
 def open_sinks(
     names: Sequence[str], folder: Path, project: str, step: int, recipe: Mapping[str, Any]
 ) -> list[Sink]:
-    """Opens the services that a recipe names."""
-    return [
-        SINKS[name][1](importlib.import_module(SINKS[name][0]), folder, project, step, recipe)
-        for name in names
-    ]
+    """Opens the services that a recipe names; ValueError when one of them refuses."""
+    sinks = []
+    for name in names:
+        module, open_sink = SINKS[name]
+        try:
+            sinks.append(open_sink(importlib.import_module(module), folder, project, step, recipe))
+        except Exception as error:  # whatever a service thinks of: no key, no network ...
+            raise ValueError(
+                f"log.sinks: {name} cannot be opened: {error}; mend that, or leave it out"
+            ) from error
+    return sinks

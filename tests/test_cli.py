@@ -17,6 +17,7 @@ import pytest
 
 from archer.cli import USER_MISTAKE, main
 from archer.model.tiny import tiny_model, tiny_tokenizer
+from archer.sinks import SINKS, Sink
 
 COMMANDS = ("train", "plan", "prepare", "grade", "eval", "export", "doctor")
 
@@ -463,6 +464,17 @@ def test_a_full_disk_ends_an_export_without_a_trace(
     with files_of_at_most(100_000):
         assert "free some space" in refused("export", trained, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_refuses_is_one_line(
+    refused: Refusals, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_a_key(*arguments: object) -> Sink:
+        raise RuntimeError("No API key configured.")
+
+    monkeypatch.setitem(SINKS, "wandb", ("json", without_a_key))
+    said = refused("train", recipe, 'log.sinks=["wandb"]', "--run", tmp_path / "run")
+    assert "wandb cannot be opened: No API key configured.; mend that, or leave it out" in said
 
 
 @pytest.mark.parametrize("command", ["export", "eval"])
