@@ -434,7 +434,7 @@ def step_metrics(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """A step in one line of at most 80 characters."""
+    """A step in one line of at most 80 characters; the interval of a score only where it fits."""
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     if "accuracy" in metrics:
         accuracy = math.nan if metrics["accuracy"] is None else metrics["accuracy"]
@@ -446,7 +446,10 @@ def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
         ]
     if "eval/mean" in metrics:
         low, high = metrics["eval/low"], metrics["eval/high"]
-        parts.append(f"eval {metrics['eval/mean']:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"eval {metrics['eval/mean']:.3f}")
+        interval = f" [{low:.3f}, {high:.3f}]"
+        if len("  ".join(parts)) + len(interval) <= 80:
+            parts[-1] += interval
     return "  ".join(parts)
 
 

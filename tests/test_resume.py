@@ -16,6 +16,7 @@ import archer.train
 from archer.cli import main
 from archer.evaluate import evaluate_data
 from archer.run import checkpoint_steps
+from archer.train import step_line
 from archer.types import OUTCOMES
 
 RECIPE = """
@@ -291,6 +292,15 @@ def test_every_step_has_every_key_also_where_no_group_teaches(tmp_path: Path) ->
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["groups/teaching"] == 0 and row["seconds/update"] == 0
     assert EVERY_KEY - row.keys() == set()
+
+
+def test_the_line_of_a_step_fits_a_terminal() -> None:
+    score = {"eval/mean": 0.964, "eval/low": 0.94, "eval/high": 0.98}
+    trained = {"accuracy": None, "entropy": 1.08, "response_length/mean": 1024.0}
+    assert step_line(0, 300, score) == "step   0/300  eval 0.964 [0.940, 0.980]"
+    line = step_line(300, 300, {**trained, "seconds/step": 1000.0, **score})
+    assert line.endswith("accuracy nan  entropy 1.08  length 1024.0  1000.0 s  eval 0.964")
+    assert len(line) <= 80
 
 
 def test_free_knobs_may_change_and_are_said(
