@@ -138,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = add("train", _train, "train by a recipe; goes on by itself where a run folder stands")
     add_recipe(made)
-    made.add_argument("--run", type=Path, metavar="DIR", help="run folder (runs/<recipe>)")
+    made.add_argument(
+        "--run", type=Path, metavar="DIR", help="run folder, new or to go on with (runs/<recipe>)"
+    )
     made.add_argument(
         "--fork",
         type=Path,
@@ -181,7 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, metavar="K", help="completions per problem (1)")
     made.add_argument("--max-tokens", type=int, metavar="N", help="longest completion (512)")
     made.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1)")
-    made.add_argument("--top-p", type=float, metavar="P", help="(1)")
+    made.add_argument(
+        "--top-p", type=float, metavar="P", help="from the likeliest tokens with it (1)"
+    )
     made.add_argument(
         "--stop", action="append", metavar="TEXT", help="a text that ends a completion"
     )
@@ -201,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     made = add("export", _export, "write a checkpoint as a Hugging Face folder, and check it")
-    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="or a run folder")
-    made.add_argument("out", type=Path, metavar="OUT")
+    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, or a run's")
+    made.add_argument("out", type=Path, metavar="OUT", help="the new folder")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
     made = add("doctor", _doctor, "say what this machine can do, and the cure for what is missing")
