@@ -131,7 +131,7 @@ class VerifyConfig(Section):
 
     workers: int = Field(default=0, ge=0)
     """Worker processes; 0 takes one per core."""
-    cpu_seconds: float = Field(default=5.0, gt=0)
+    cpu_seconds: float = Field(default=5.0, gt=0, le=3600)
     """CPU time that one verdict may take."""
     answer_pattern: str = "box"
     """`box`: the last complete \\boxed{}; `number`: the last number; else a regex, one group."""
@@ -179,8 +179,8 @@ class EntropyConfig(Section):
     """Weight of the mean entropy that is added to the objective."""
     target: float | None = None
     """With a target, in nats, the coefficient moves by `delta` a step towards holding it."""
-    delta: float = Field(default=0.001, gt=0)
-    """Step of the adaptive coefficient (Skywork-OR1)."""
+    delta: float = Field(default=0.005, gt=0)
+    """Step of the adaptive coefficient (arXiv 2505.22312, Skywork-OR1)."""
 
 
 class MismatchConfig(Section):

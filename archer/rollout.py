@@ -132,12 +132,15 @@ def greedy_rewards(
     groups: Sequence[Group],
     render: Render,
     config: RolloutConfig,
-) -> list[float]:
-    """Score of the greedy answer to each group's problem (ReMax, arXiv 2310.10505)."""
+) -> list[float | None]:
+    """Score of the greedy answer to each group's problem (ReMax, arXiv 2310.10505).
+
+    None where the grader failed on it: such a group has nothing to be compared with.
+    """
     named = [Named(problem=group.problem, name=("greedy", i)) for i, group in enumerate(groups)]
     sampling = Sampling(max_tokens=config.max_tokens, temperature=0.0, stop=config.stop)
     greedy = judged_groups(engine, verifiers, named, render, sampling, 1)
-    return [group.rollouts[0].reward for group in greedy]
+    return [None if v.outcome == "error" else v.score for v in verdicts_of(greedy)]
 
 
 def shape_rewards(
@@ -168,12 +171,17 @@ def select_step(
     return kept, found
 
 
+def verdicts_of(groups: Sequence[Group]) -> list[Verdict]:
+    """All verdicts, group by group."""
+    return [rollout.verdict for group in groups for rollout in group.rollouts]
+
+
 def check_errors(verdicts: Sequence[Verdict], max_share: float) -> None:
     """Raises TooManyErrors, with the commonest reasons, past the set share of grader errors."""
     errors = [verdict.detail for verdict in verdicts if verdict.outcome == "error"]
     if len(errors) > max_share * len(verdicts):
         common = "; ".join(f"{detail} ({n}x)" for detail, n in Counter(errors).most_common(2))
         raise TooManyErrors(
-            f"{len(errors)} of {len(verdicts)} verdicts of this step are grader errors, more than "
+            f"{len(errors)} of {len(verdicts)} verdicts are grader errors, more than "
             f"verify.max_error_share = {max_share}: {common}; mend the verifier, or raise the share"
         )

@@ -48,6 +48,7 @@ from archer.rollout import (
     sample_step,
     select_step,
     shape_rewards,
+    verdicts_of,
 )
 from archer.run import Run, State, open_run
 from archer.setup import Data, check_recipe, environment, load_data, open_engine, open_verifiers
@@ -183,8 +184,7 @@ class Loop:
             with clock.time("rollout"):
                 sampled = self._groups(step, before.position, stream)
             groups, penalised = shape_rewards(sampled.groups, config.rollout)
-            verdicts = [rollout.verdict for group in groups for rollout in group.rollouts]
-            check_errors(verdicts, config.verify.max_error_share)
+            check_errors(verdicts_of(groups), config.verify.max_error_share)
             teach, counts = select_step(groups, config.rollout)
             tallies: Tallies = {}
             advantages: dict[str, list[float]] = {}
@@ -272,12 +272,18 @@ class Loop:
     ) -> tuple[Tallies, dict[str, list[float]]]:
         """All optimizer steps of a step; returns their tallies and the advantages by group."""
         config, advantage = self.config, choose_advantage(self.config)
-        greedy = None
+        greedy, errors = None, 0
         if needs_greedy(advantage):
             with clock.time("rollout"):
-                greedy = greedy_rewards(
+                rewards = greedy_rewards(
                     self.engine, self.verifiers, teach, self.data.render, config.rollout
                 )
+            teach = [group for group, r in zip(teach, rewards, strict=True) if r is not None]
+            greedy = [reward for reward in rewards if reward is not None]
+            errors = len(rewards) - len(greedy)
+        own: Tallies = {"groups/greedy_error": (float(errors), 1.0)} if greedy is not None else {}
+        if not teach:
+            return own, {}
         advantages = group_advantages(teach, advantage, greedy_rewards=greedy)
         batch = to_batch(teach, advantages, mask_truncated=config.rollout.overlong.mask)
         with clock.time("score"):
@@ -289,7 +295,7 @@ class Loop:
             ]
         if config.log.arrays_every and step % config.log.arrays_every == 0:
             self._keep_arrays(batch, step)
-        return add_tallies(tallies), advantages_by_place(groups, teach, advantages)
+        return add_tallies([*tallies, own]), advantages_by_place(groups, teach, advantages)
 
     def _score(self, batch: TokenBatch) -> TokenBatch:
         """Old and reference log-probs, where something will read them."""
@@ -370,6 +376,8 @@ class Loop:
             self.engine, self.verifiers, self.data, self.config, self.terminal, check=may_go_on
         )
         write_evaluation(self.run.path("eval", state.step, ".json"), evaluation, groups)
+        # What few verdicts are left would make a score, perhaps the best one, but no measurement.
+        check_errors(verdicts_of(groups), self.config.verify.max_error_share)
         best = state.best_score is None or evaluation.score["mean"] > state.best_score
         if best:
             state = replace(state, best_score=evaluation.score["mean"], best_step=state.step)
@@ -380,6 +388,7 @@ class Loop:
         return state
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
+        metrics = {name: _json_number(value) for name, value in metrics.items()}
         self.run.log(step, metrics)
         numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         for sink in self.sinks:
@@ -459,6 +468,11 @@ def peak_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _json_number(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity; a metric that is no number is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: Sequence[float]) -> float | None:

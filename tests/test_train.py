@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from safetensors.torch import load_file
 
 from archer.cli import main
 from archer.config import load_config
+from archer.data.problems import read_problems
 from archer.model.load import load_model
+from archer.rollout import TooManyErrors, greedy_rewards
 from archer.run import checkpoint_steps
+from archer.setup import load_data, open_engine, open_verifiers
 from archer.terminal import Terminal
 from archer.train import train
+from archer.types import Group
 
 RECIPE = """
 [model]
@@ -44,10 +49,14 @@ steps = 1
 """
 
 
+def write_recipe(folder: Path) -> Path:
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder / "recipe.toml"
+
+
 def trained(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     """Trains in `folder`/run and returns the lines of metrics.jsonl."""
-    (folder / "recipe.toml").write_text(RECIPE)
-    train(load_config(folder / "recipe.toml", overrides), folder / "run", Terminal(quiet=True))
+    train(load_config(write_recipe(folder), overrides), folder / "run", Terminal(quiet=True))
     return lines(folder / "run" / "metrics.jsonl")
 
 
@@ -152,3 +161,54 @@ def test_a_fork_learns_with_the_entropy_coefficient_that_it_was_given(tmp_path: 
     assert main(["train", recipe, *changed, "--fork", str(forked), "--quiet"]) == 0
     found = [row.get("entropy_coefficient") for row in lines(forked / "metrics.jsonl")]
     assert found == [None, 0.01, 0.25]
+
+
+# ------------------------------------------------------------------ functions of the user's own
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file beside the command with a verifier and a loss, both broken."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_parts.py").write_text(
+        "def judge(problem, reading):\n    raise KeyError('a fault of the grader')\n"
+        "def loss(logp, *others):\n    return logp * float('nan')\n"
+    )
+    problem = {"id": "1", "prompt": "1+1=", "verifier": "broken_parts:judge", "answer": "2"}
+    (tmp_path / "broken.jsonl").write_text(json.dumps(problem) + "\n")
+    yield tmp_path
+    sys.modules.pop("broken_parts", None)
+
+
+def test_an_evaluation_of_too_many_grader_errors_is_no_score(own_module: Path) -> None:
+    sources = '{ source = "broken.jsonl" }, { source = "arithmetic", count = 5, seed = 1 }'
+    with pytest.raises(TooManyErrors, match="1 of 6 verdicts are grader errors, more than"):
+        trained(own_module, f"data.evaluate=[{sources}]")
+    assert not (own_module / "run/metrics.jsonl").exists()
+
+
+def test_a_step_whose_loss_is_no_number_is_skipped_and_its_metrics_are_json(
+    own_module: Path,
+) -> None:
+    trained(own_module, "loss.name=broken_parts:loss", "data.evaluate=[]", "update.max_skipped=9")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (own_module / "run/metrics.jsonl").read_text()
+    (row,) = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert row["loss"] is None
+    assert row["updates"] == row["updates/skipped"] > 0
+
+
+def test_a_group_whose_greedy_answer_was_not_judged_does_not_teach(own_module: Path) -> None:
+    config = load_config(write_recipe(own_module), ["advantage.name=remax", "train.steps=1"])
+    data = load_data(config)
+    (broken,) = read_problems(own_module / "broken.jsonl")
+    one, other = data.train[:2]
+    with closing(open_engine(config)) as engine, open_verifiers(config) as verifiers:
+        groups = [Group(problem=problem, rollouts=()) for problem in (one, broken, other)]
+        found = greedy_rewards(engine, verifiers, groups, data.render, config.rollout)
+    assert found[1] is None
+    assert found[0] is not None and found[2] is not None
