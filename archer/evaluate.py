@@ -19,13 +19,7 @@ from archer.data.problems import problems_hash
 from archer.engine.base import Generates, Sampling
 from archer.files import written_whole
 from archer.records import write_rollouts
-from archer.rollout import (
-    Named,
-    Progress,
-    Render,
-    judged_groups,
-    train_sampling,
-)
+from archer.rollout import Named, Progress, Render, judged_groups, train_sampling
 from archer.setup import Data
 from archer.terminal import Terminal
 from archer.types import OUTCOMES, Group, Problem
