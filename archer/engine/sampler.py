@@ -1,9 +1,10 @@
 """Sampling in process: one key-value cache, finished rows leave and new ones enter.
 
 The sampler goes through the model's own modules, so what it samples from is what is trained. A
-prompt is prefilled once for all of its completions. The unit of work is one call: the requests of
-one call and the size of the cache decide which rows share a forward pass, and nothing else does,
-neither time nor chance; so the same call gives the same numbers to the last bit.
+prompt is prefilled once for all of its completions, and what all prompts begin with (a template's
+system message, a few worked examples) once for all of them. The unit of work is one call: the
+requests of one call and the size of the cache decide which rows share a forward pass, and nothing
+else does, neither time nor chance; so the same call gives the same numbers to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,9 @@ from archer.types import Completion, StopReason
 
 REFILL_SHARE = 4
 """New rows enter once this fraction (1/4) of the places is free, so that prefills are batched."""
+
+SHARED_AT_LEAST = 8
+"""Tokens that all prompts of a call begin with, from which on they are prefilled once."""
 
 KV = tuple[Float[Tensor, "slots K L D"], Float[Tensor, "slots K L D"]]
 
@@ -127,6 +131,7 @@ class Sampler:
         waiting = [(i, j) for i, r in enumerate(requests) for j in range(len(r.names))]
         num_slots = max(1, min(len(waiting), self.cache_tokens // capacity))
         cache = self._new_cache(num_slots, capacity, device)
+        shared = shared_prefix([request.prompt_ids for request in requests])
         prompts: dict[int, tuple[list[tuple[Tensor, Tensor]], Tensor]] = {}
         rows: list[_Row] = []
         waiting.reverse()
@@ -135,7 +140,8 @@ class Sampler:
             logits: list[Tensor] = []
             if waiting and (not rows or free >= max(1, num_slots // REFILL_SHARE)):
                 entering = [waiting.pop() for _ in range(min(free, len(waiting)))]
-                logits.append(self._admit(entering, requests, sampling, prompts, rows, cache))
+                arguments = (requests, shared, sampling, prompts, rows, cache)
+                logits.append(self._admit(entering, *arguments))
             fed = len(rows) - sum(map(len, logits))
             if fed:
                 logits.insert(0, self._step(rows[:fed], cache, device))
@@ -161,6 +167,7 @@ class Sampler:
         self,
         entering: list[tuple[int, int]],
         requests: Sequence[Request],
+        shared: int,
         sampling: Sampling,
         prompts: dict[int, tuple[list[tuple[Tensor, Tensor]], Tensor]],
         rows: list[_Row],
@@ -169,7 +176,7 @@ class Sampler:
         """Puts new rows behind the present ones; returns the logits of their first tokens."""
         new = sorted({i for i, _ in entering} - prompts.keys())
         if new:
-            prompts.update(self._prefill(new, requests))
+            prompts.update(self._prefill(new, requests, shared))
         for i, j in entering:
             slot, length = len(rows), len(requests[i].prompt_ids)
             for (keys, values), (prompt_keys, prompt_values) in zip(
@@ -186,27 +193,24 @@ class Sampler:
         return first
 
     def _prefill(
-        self, new: list[int], requests: Sequence[Request]
+        self, new: list[int], requests: Sequence[Request], shared: int
     ) -> dict[int, tuple[list[tuple[Tensor, Tensor]], Tensor]]:
         """Keys, values (layer by layer, [K, length, D]) and last logits of each new prompt."""
         device = next(self.model.parameters()).device
-        ids = [torch.from_numpy(requests[i].prompt_ids.astype(np.int64)) for i in new]
-        packed = pack(torch.cat(ids).to(device), torch.tensor([len(p) for p in ids]))
+        ids = [torch.from_numpy(requests[i].prompt_ids.astype(np.int64)).to(device) for i in new]
+        packed, rows = pack_prompts(ids, shared)
         context = _Prefill(packed, [])
         logits = self.model(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
             context=context,
             use_cache=False,
-            logits_to_keep=packed.predict,
+            logits_to_keep=torch.stack([own[-1] for own in rows]),
         ).logits[0]
-        found = {}
-        start = 0
-        for line, (i, prompt) in enumerate(zip(new, ids, strict=True)):
-            span = slice(start, start + len(prompt))
-            found[i] = ([(k[:, span], v[:, span]) for k, v in context.states], logits[line])
-            start += len(prompt)
-        return found
+        return {
+            i: ([(keys[:, own], values[:, own]) for keys, values in context.states], logits[line])
+            for line, (i, own) in enumerate(zip(new, rows, strict=True))
+        }
 
     @torch.inference_mode()
     def _step(self, rows: list[_Row], cache: _Cache, device: torch.device) -> Float[Tensor, "n V"]:
@@ -295,3 +299,43 @@ class Sampler:
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)  # type: ignore[return-value]
+
+
+def shared_prefix(prompts: Sequence[Int32[np.ndarray, " prompt"]]) -> int:
+    """Number of tokens that all prompts begin with, each keeping one at least for itself.
+
+    0 where there is one prompt alone, and where they are too few to be worth it.
+    """
+    if len(prompts) < 2:
+        return 0
+    shared = min(map(len, prompts)) - 1
+    for prompt in prompts[1:]:
+        unlike = np.flatnonzero(prompt[:shared] != prompts[0][:shared])
+        shared = int(unlike[0]) if len(unlike) else shared
+    return shared if shared >= SHARED_AT_LEAST else 0
+
+
+def pack_prompts(
+    prompts: list[Int[Tensor, "_"]], shared: int
+) -> tuple[Packed, list[Int[Tensor, "_"]]]:
+    """Prompts in one flat row, their first `shared` tokens once, and the rows of each prompt.
+
+    Example, (7 8 9) and (7 8 5 6) with 2 shared: the flat row is 7 8 9 5 6, the prompts' rows are
+    (0 1 2) and (0 1 3 4).
+    """
+    device = prompts[0].device
+    own = torch.tensor([len(prompt) - shared for prompt in prompts])
+    if shared:
+        # To `pack` they are answers to one prompt. An answer's last token is not fed, so one more.
+        answers = torch.cat([torch.cat([prompt[shared:], prompt[-1:]]) for prompt in prompts])
+        alone = torch.zeros(len(prompts), dtype=torch.int64)
+        packed = pack(prompts[0][:shared], torch.tensor([shared]), alone, answers, own + 1)
+    else:
+        packed = pack(torch.cat(prompts), own)
+    starts = (shared + torch.cumsum(own, 0) - own).tolist()
+    common = torch.arange(shared, device=device)
+    rows = [
+        torch.cat([common, torch.arange(start, start + n, device=device)])
+        for start, n in zip(starts, own.tolist(), strict=True)
+    ]
+    return packed, rows

@@ -9,7 +9,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from archer.engine.base import Request, Sampling
-from archer.engine.sampler import Sampler
+from archer.engine.sampler import Sampler, pack_prompts, shared_prefix
 from archer.model.adapt import adapt
 from archer.model.draw import draw
 from archer.model.tiny import tiny_model, tiny_tokenizer
@@ -17,25 +17,32 @@ from archer.randomness import uniforms
 from archer.types import Completion
 
 PROMPTS = ([7, 8, 9, 10, 11], [3], [20, 21, 22], [30, 31])
+COMMON = list(range(40, 52))
+BEGUN_ALIKE = ([*COMMON, 7, 8, 9], [*COMMON, 3], [*COMMON[:10], 20, 21, 22], COMMON[:11])
 STOP = 0
 
 
-def requests(samples: int = 3) -> list[Request]:
+def requests(samples: int = 3, prompts: Sequence[list[int]] = PROMPTS) -> list[Request]:
     return [
         Request(
             prompt_ids=np.array(prompt, dtype=np.int32),
             in_thought=False,
             names=tuple(("test", i, j) for j in range(samples)),
         )
-        for i, prompt in enumerate(PROMPTS)
+        for i, prompt in enumerate(prompts)
     ]
 
 
 def sampled(
-    model: Any, sampling: Sampling, *, cache_tokens: int = 10_000, stop: Sequence[int] = (STOP,)
+    model: Any,
+    sampling: Sampling,
+    *,
+    cache_tokens: int = 10_000,
+    stop: Sequence[int] = (STOP,),
+    prompts: Sequence[list[int]] = PROMPTS,
 ) -> dict[tuple[int, int], Completion]:
     sampler = Sampler(model, tiny_tokenizer(), stop_token_ids=stop, cache_tokens=cache_tokens)
-    found = sampler.generate(requests(), sampling, policy_version=5)
+    found = sampler.generate(requests(prompts=prompts), sampling, policy_version=5)
     return {(request, number): completion for request, number, completion in found}
 
 
@@ -71,29 +78,35 @@ def gpt_neox() -> Any:
         return GPTNeoXForCausalLM(config).eval()
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, BEGUN_ALIKE])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt_neox"])
-def test_it_equals_one_sequence_alone_without_a_cache(kind: Any) -> None:
+def test_it_equals_one_sequence_alone_without_a_cache(
+    kind: Any, prompts: Sequence[list[int]]
+) -> None:
     model = gpt_neox() if kind == "gpt_neox" else tiny_model(kind)
     sampling = Sampling(max_tokens=12, temperature=0.9)
     expected = {
         (i, j): slow_sample(model, list(prompt), ("test", i, j), sampling)
-        for i, prompt in enumerate(PROMPTS)
+        for i, prompt in enumerate(prompts)
         for j in range(3)
     }
     adapt(model)
-    found = sampled(model, sampling)
+    found = sampled(model, sampling, prompts=prompts)
     assert found.keys() == expected.keys()
     for place, (tokens, logps) in expected.items():
         assert found[place].token_ids.tolist() == tokens
         assert np.allclose(found[place].logps, logps, atol=1e-4)
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, BEGUN_ALIKE])
 @pytest.mark.parametrize("cache_tokens", [1, 20, 40, 60, 100])
-def test_how_many_rows_are_in_flight_changes_no_token(cache_tokens: int) -> None:
+def test_how_many_rows_are_in_flight_changes_no_token(
+    cache_tokens: int, prompts: Sequence[list[int]]
+) -> None:
     model = tiny_model()
     adapt(model)
-    everything = sampled(model, Sampling(max_tokens=12))
-    few = sampled(model, Sampling(max_tokens=12), cache_tokens=cache_tokens)
+    everything = sampled(model, Sampling(max_tokens=12), prompts=prompts)
+    few = sampled(model, Sampling(max_tokens=12), cache_tokens=cache_tokens, prompts=prompts)
     assert few.keys() == everything.keys()
     for place, completion in few.items():
         assert completion.token_ids.tolist() == everything[place].token_ids.tolist()
@@ -159,3 +172,30 @@ def test_no_requests_give_no_samples() -> None:
     adapt(model)
     sampler = Sampler(model, tiny_tokenizer(), stop_token_ids=(), cache_tokens=10)
     assert list(sampler.generate([], Sampling(max_tokens=3), policy_version=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (BEGUN_ALIKE, 10),
+        (BEGUN_ALIKE[:2], 12),
+        ((COMMON, COMMON), 11),  # each keeps a token of its own
+        ((COMMON, [*COMMON, 1, 2]), 11),
+        ((COMMON[:8], COMMON[:9]), 0),  # seven are too few
+        (PROMPTS, 0),
+        (BEGUN_ALIKE[:1], 0),
+    ],
+)
+def test_what_all_prompts_begin_with_is_found(prompts: Sequence[list[int]], expected: int) -> None:
+    assert shared_prefix([np.array(prompt, dtype=np.int32) for prompt in prompts]) == expected
+
+
+def test_a_shared_beginning_is_fed_once() -> None:
+    prompts = [torch.tensor(prompt) for prompt in ([7, 8, 9], [7, 8, 5, 6])]
+    packed, rows = pack_prompts(prompts, shared=2)
+    assert packed.input_ids.tolist() == [7, 8, 9, 5, 6]
+    assert packed.position_ids.tolist() == [0, 1, 2, 2, 3]
+    assert [own.tolist() for own in rows] == [[0, 1, 2], [0, 1, 3, 4]]
+    packed, rows = pack_prompts(prompts, shared=0)
+    assert packed.input_ids.tolist() == [7, 8, 9, 7, 8, 5, 6]
+    assert [own.tolist() for own in rows] == [[0, 1, 2], [3, 4, 5, 6]]
