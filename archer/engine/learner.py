@@ -188,13 +188,16 @@ def log_probs(
     packed = pack(
         batch.prompt_tokens, batch.prompt_lengths, batch.prompt_index, batch.tokens, batch.lengths
     )
-    with model.lm_head.scoring(batch.tokens, temperature):
+    # A prompt's last row predicts the first token of each of its answers. The model would add their
+    # gradients up in whatever order threads come by (index_put); the head does it in theirs.
+    rows, place = torch.unique(packed.predict, return_inverse=True)
+    with model.lm_head.scoring(batch.tokens, temperature, place):
         scores = model(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
             context=packed,
             use_cache=False,
-            logits_to_keep=packed.predict,
+            logits_to_keep=rows,
         ).logits
     return scores[0, :, 0], scores[0, :, 1]
 

@@ -103,24 +103,35 @@ class FusedHead(nn.Module):
         super().__init__()
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
-        self._scoring: tuple[Tensor, float] | None = None
+        self._scoring: tuple[Tensor, float, Tensor | None] | None = None
 
     @contextmanager
-    def scoring(self, targets: Int[Tensor, "R"], temperature: float) -> Iterator[None]:
-        """Makes forward passes within the block return scores of `targets` instead of logits."""
+    def scoring(
+        self,
+        targets: Int[Tensor, "R"],
+        temperature: float,
+        rows: Int[Tensor, "R"] | None = None,
+    ) -> Iterator[None]:
+        """Makes forward passes within the block return scores of `targets` instead of logits.
+
+        With `rows`, row `rows[i]` predicts `targets[i]`: one row may then predict several.
+        """
         assert self._scoring is None, "the head is already scoring other targets"
-        self._scoring = (targets, temperature)
+        self._scoring = (targets, temperature, rows)
         try:
             yield
         finally:
             self._scoring = None
 
-    def forward(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows out"]:
-        """Logits `[*rows, V]`; under `scoring` log-prob and entropy, `[*rows, 2]`."""
+    def forward(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*scored out"]:
+        """Logits `[*rows, V]`; under `scoring` log-probs and entropies, with `rows` `[1, R, 2]`."""
         if self._scoring is None:
             return linear(hidden, self.weight, self.bias)
-        targets, temperature = self._scoring
+        targets, temperature, chosen = self._scoring
         rows = hidden.reshape(-1, hidden.shape[-1])
+        if chosen is not None:
+            rows = rows.index_select(0, chosen)
+            hidden = rows[None]
         assert len(rows) == len(targets), f"{len(rows)} rows reach the head, {len(targets)} targets"
         scores = fused_logprobs(rows, self.weight, targets, bias=self.bias, temperature=temperature)
         # FSDP2 hangs a hook on what the model returns: it must not be a view, so stacked last.

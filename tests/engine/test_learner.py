@@ -284,3 +284,31 @@ def test_clipping_scales_the_whole_gradient() -> None:
         )
     assert steps[0][0] == steps[1][0]
     assert torch.isclose(steps[1][1].norm(), torch.tensor(1e-9), rtol=1e-3)
+
+
+def test_with_two_threads_the_gradient_is_the_same_to_the_last_bit() -> None:
+    """64 answers to one prompt: gradients of all their first tokens meet in one row."""
+    learner = a_learner(Objective(loss=LOSSES["grpo"]), model=tiny_model("llama", hidden=512))
+    answers, length = 64, 24
+    tokens = torch.arange(answers * length) % 60
+    batch = TokenBatch(
+        prompt_tokens=torch.arange(9),
+        prompt_lengths=torch.tensor([9]),
+        prompt_index=torch.zeros(answers, dtype=torch.int64),
+        tokens=tokens,
+        lengths=torch.full((answers,), length),
+        counted=torch.ones(answers, dtype=torch.bool),
+        advantages=random(answers, seed=0).repeat_interleave(length),
+        weights=torch.zeros(len(tokens)),
+        sampler_logp=torch.full((len(tokens),), -4.0),
+        old_logp=torch.full((len(tokens),), -4.0),
+        old_entropy=torch.ones(len(tokens)),
+    )
+    (whole,) = minibatches(batch, problems=1, average="token")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = [gradient(learner, [whole]) for _ in range(12)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(other, first) for other in others)
