@@ -267,6 +267,7 @@ def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
 
 def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
     from archer.grade import grade
+    from archer.verify.policy import Policy
 
     terminal.result(
         grade(
@@ -274,8 +275,7 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
             options.out,
             terminal,
             workers=options.workers,
-            cpu_seconds=options.cpu_seconds,
-            answer_pattern=options.answer_pattern,
+            policy=Policy(cpu_seconds=options.cpu_seconds, answer_pattern=options.answer_pattern),
         )
     )
     return 0

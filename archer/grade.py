@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from archer.files import written_whole
 from archer.records import verdict_row
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES, Problem, Verdict
+from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
 from archer.verify.verifiers import VERIFIERS
 
@@ -57,8 +58,7 @@ def grade(
     terminal: Terminal,
     *,
     workers: int,
-    cpu_seconds: float,
-    answer_pattern: str,
+    policy: Policy,
 ) -> str:
     """Judges every response of `file` into `out`; returns the counts as a text.
 
@@ -72,18 +72,12 @@ def grade(
     total = sum(1 for _ in read_answered(file))
     if not total:
         raise ValueError(f"{file}: the file is empty; write at least one row into it")
-    facts = {
-        "input_hash": _hash(file),
-        "answer_pattern": answer_pattern,
-        "cpu_seconds": cpu_seconds,
-    }
+    facts = {"input_hash": _hash(file), **asdict(policy)}
     card = out.with_name(f"{out.name}.card.json")
     done = _done(out, card, file, facts, total)
     if done:
         terminal.say(f"{out}: {done} of {total} are judged already")
-    pool = WorkerPool(
-        workers=workers or _num_cores(), cpu_seconds=cpu_seconds, answer_pattern=answer_pattern
-    )
+    pool = WorkerPool(workers=workers or _num_cores(), policy=policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     facts.update(input=str(file), rows=total)
     _write_card(card, facts)

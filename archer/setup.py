@@ -24,7 +24,7 @@ from archer.model.load import load_config, load_model, load_tokenizer
 from archer.model.prompts import RenderedPrompt, Renderer
 from archer.rollout import Render
 from archer.types import Problem
-from archer.verify.extract import check_answer_pattern
+from archer.verify.policy import Policy
 from archer.verify.pool import Verifiers, WorkerPool
 from archer.verify.verifiers import VERIFIERS
 
@@ -63,7 +63,7 @@ def check_recipe(config: Config) -> None:
             f"rollout.filter = {config.rollout.filter} leaves all such groups out; "
             "take more samples, or set rollout.filter = keep"
         )
-    check_answer_pattern(config.verify.answer_pattern)
+    judging(config)
 
 
 def load_data(config: Config) -> Data:
@@ -151,9 +151,13 @@ def open_verifiers(config: Config) -> Verifiers:
     """Starts a pool of verifiers on this machine; no process until the first slow verdict."""
     return WorkerPool(
         workers=config.verify.workers or num_cores(),
-        cpu_seconds=config.verify.cpu_seconds,
-        answer_pattern=config.verify.answer_pattern,
+        policy=judging(config),
     )
+
+
+def judging(config: Config) -> Policy:
+    """How the recipe has responses judged."""
+    return Policy(**config.verify.model_dump(exclude={"workers", "max_error_share"}))
 
 
 def num_cores() -> int:

@@ -32,6 +32,7 @@ from archer.setup import load_data, open_engine, open_verifiers
 from archer.terminal import Terminal
 from archer.train import train
 from archer.types import Completion, Group, Outcome, Problem, Rollout, Verdict
+from archer.verify.policy import Policy
 from archer.verify.verifiers import verify
 
 ROOT = Path(__file__).parents[1]
@@ -346,7 +347,7 @@ def test_mistake_39_problems_that_are_left_out_move_no_response_to_another(tmp_p
             completion, verdict = rollout.completion, rollout.verdict
             assert completion.prompt_ids.tolist() == data.render(group.problem).token_ids.tolist()
             assert completion.token_ids.tolist() == same.completion.token_ids.tolist()
-            again = verify(group.problem, completion.text, False, answer_pattern="number")
+            again = verify(group.problem, completion.text, False, Policy(answer_pattern="number"))
             assert (verdict.outcome, verdict.score) == (again.outcome, again.score)
             texts.add(completion.text)
     assert len(texts) > 4, "responses that are alike could not tell a mix-up"

@@ -18,6 +18,7 @@ from archer.grade import Answered, _verdicts, grade, to_answered
 from archer.records import write_rollouts
 from archer.terminal import Terminal
 from archer.types import Completion, Group, Problem, Rollout, Verdict
+from archer.verify.policy import Policy
 from archer.verify.pool import WorkerPool
 
 QUIET = Terminal(quiet=True)
@@ -52,8 +53,7 @@ def read(path: Path) -> list[Line]:
 
 
 def run(file: Path, out: Path, **settings: Any) -> str:
-    options = {"workers": 1, "cpu_seconds": 5.0, "answer_pattern": "box", **settings}
-    return grade(file, out, QUIET, **options)
+    return grade(file, out, QUIET, workers=1, policy=Policy(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_only_a_window_of_responses_is_held() -> None:
             read_ahead += 1
             yield to_answered(row(str(number), r"\boxed{5}"), where="here")
 
-    with WorkerPool(workers=1, cpu_seconds=5.0) as pool:
+    with WorkerPool(workers=1) as pool:
         for done, (id, verdict) in enumerate(_verdicts(pool, rows(), window=8)):
             assert id == str(done)
             assert verdict.outcome == "correct"

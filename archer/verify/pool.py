@@ -26,21 +26,19 @@ import time
 from collections import defaultdict
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
 import archer
 from archer.types import Problem, Verdict
-from archer.verify.extract import check_answer_pattern
+from archer.verify.policy import Policy
 from archer.verify.verifiers import MAX_DETAIL, quick_verdict
 
 Ticket = Future[Verdict]
 """What a submitted response is exchanged for; `ticket.result()` waits for the verdict."""
 
-MAX_CPU_SECONDS = 3600
-"""What a verdict may be given of a core, at the most."""
 START_SECONDS = 120.0
 """Wall time that a worker may take to start and to import what a verifier needs."""
 
@@ -85,9 +83,7 @@ class _Task:
 class WorkerPool:
     """Verifiers in `workers` processes of this machine.
 
-    cpu_seconds: what a verdict may take of a core. memory_mb: and of memory, beyond the libraries.
     wall_factor: times the CPU seconds, after which a worker that says nothing is killed.
-    answer_pattern: "box", "number" or a regex, see archer.verify.extract.
 
     Workers start with the first response that needs one.
     """
@@ -96,22 +92,15 @@ class WorkerPool:
         self,
         *,
         workers: int,
-        cpu_seconds: float = 5.0,
+        policy: Policy | None = None,
         wall_factor: float = 8.0,
-        memory_mb: int = 1024,
-        answer_pattern: str = "box",
     ) -> None:
-        positive = workers >= 1 and 0 < cpu_seconds <= MAX_CPU_SECONDS and memory_mb >= 1
-        if not positive or not wall_factor >= 1:
+        if workers < 1 or not wall_factor >= 1:
             raise ValueError(
-                f"workers={workers}, cpu_seconds={cpu_seconds}, wall_factor={wall_factor}, "
-                f"memory_mb={memory_mb}: all must be positive, wall_factor at least 1 and "
-                f"cpu_seconds at most {MAX_CPU_SECONDS}"
+                f"workers={workers}, wall_factor={wall_factor}: both must be at least 1"
             )
-        check_answer_pattern(answer_pattern)
-        self._answer_pattern = answer_pattern
-        self._limits = {"cpu_seconds": cpu_seconds, "memory_mb": memory_mb}
-        self._wall_seconds = cpu_seconds * wall_factor
+        self._policy = policy or Policy()
+        self._wall_seconds = self._policy.cpu_seconds * wall_factor
         self._lock = threading.Lock()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._step: dict[tuple[str, str, str, bool], _Task] = {}
@@ -143,7 +132,7 @@ class WorkerPool:
         task = _Task(
             problem=problem, response=response, in_thought=in_thought, submitted=time.perf_counter()
         )
-        verdict = quick_verdict(problem, response, in_thought, answer_pattern=self._answer_pattern)
+        verdict = quick_verdict(problem, response, in_thought, self._policy)
         with self._lock:
             self._step[key] = task
         if verdict is not None:
@@ -240,8 +229,7 @@ class WorkerPool:
             "problem": fields,
             "response": task.response,
             "in_thought": task.in_thought,
-            "answer_pattern": self._answer_pattern,
-            **self._limits,
+            "policy": asdict(self._policy),
         }
         return json.dumps(request).encode() + b"\n"
 

@@ -28,9 +28,11 @@ from archer.own import own_function
 from archer.types import OUTCOMES, Problem, Verdict
 from archer.verify.extract import Reading, outside_thought, read_response
 from archer.verify.math import accepted_answers, judge_math, math
+from archer.verify.policy import Policy
 
 Verifier = Callable[[Problem, Reading], Verdict | float]
 
+DEFAULT = Policy()
 MAX_DETAIL = 500
 """Characters of a verdict's detail that are kept."""
 QUICK_TEXT = 20_000
@@ -146,9 +148,7 @@ def prepare(name: str) -> None:
         importlib.import_module("reasoning_gym")
 
 
-def verify(
-    problem: Problem, response: str, in_thought: bool, *, answer_pattern: str = "box"
-) -> Verdict:
+def verify(problem: Problem, response: str, in_thought: bool, policy: Policy = DEFAULT) -> Verdict:
     """The verdict on one response. Raises nothing but what ends the process.
 
     in_thought: whether the rendered prompt had already opened a `<think>`. What the verifier raises
@@ -156,7 +156,7 @@ def verify(
     """
     begin = time.perf_counter()
     try:
-        verdict = _judge(problem, response, in_thought, answer_pattern)
+        verdict = _judge(problem, response, in_thought, policy)
     except (MemoryError, RecursionError) as fault:
         verdict = Verdict(outcome="limit", score=0.0, detail=type(fault).__name__)
     except Exception as fault:  # noqa: BLE001 - the boundary: a grader's failure is no zero
@@ -165,8 +165,8 @@ def verify(
     return replace(verdict, detail=detail, seconds=time.perf_counter() - begin)
 
 
-def _judge(problem: Problem, response: str, in_thought: bool, answer_pattern: str) -> Verdict:
-    reading = read_response(response, in_thought, answer_pattern)
+def _judge(problem: Problem, response: str, in_thought: bool, policy: Policy) -> Verdict:
+    reading = read_response(response, in_thought, policy.answer_pattern)
     if reading is None:
         return UNCLOSED
     verdict = find_verifier(problem.verifier)(problem, reading)
@@ -187,14 +187,14 @@ def _scored(score: object) -> Verdict:
 
 
 def quick_verdict(
-    problem: Problem, response: str, in_thought: bool, *, answer_pattern: str = "box"
+    problem: Problem, response: str, in_thought: bool, policy: Policy = DEFAULT
 ) -> Verdict | None:
     """The verdict where it takes well under a millisecond, whatever the response; None elsewhere.
 
     The same as that of `verify`. Runs no regex and no function of a user, and no computer algebra.
     """
     begin = time.perf_counter()
-    if problem.verifier not in ("math", "exact") or answer_pattern not in ("box", "number"):
+    if problem.verifier not in ("math", "exact") or policy.answer_pattern not in ("box", "number"):
         return None
     text = outside_thought(response, in_thought)
     if text is None:
@@ -202,7 +202,7 @@ def quick_verdict(
     if len(text) > QUICK_TEXT:
         return None
     try:
-        reading = read_response(text, False, answer_pattern)
+        reading = read_response(text, False, policy.answer_pattern)
         assert reading is not None, "the text is what stands outside a thought"
         if problem.verifier == "math":
             verdict = judge_math(problem, reading, symbols=False)

@@ -37,7 +37,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 Request = dict[str, Any]
-"""A problem's fields as "problem", "response", "in_thought", "answer_pattern" and the limits."""
+"""A problem's fields as "problem", "response", "in_thought", and the fields of "policy"."""
 
 REUSED = frozenset({"math", "exact"})
 """Verifiers whose child serves more than one response."""
@@ -74,7 +74,7 @@ def main() -> None:
         if not answer or not _may_serve_on(child, answer["verdict"]["outcome"]):
             status = end(child)
             child = None
-            answer = answer or _ending(status, request["cpu_seconds"])
+            answer = answer or _ending(status, request["policy"]["cpu_seconds"])
         _write(replies, answer)
 
 
@@ -208,7 +208,7 @@ def _judge_all(requests: int, verdicts: int, worker: int) -> NoReturn:
         for line in _lines(requests):
             request = json.loads(line)
             if limit_memory:
-                limit(resource.RLIMIT_AS, _address_space() + request["memory_mb"] * 2**20)
+                limit(resource.RLIMIT_AS, _address_space() + request["policy"]["memory_mb"] * 2**20)
                 limit(resource.RLIMIT_CORE, 0)
                 limit_memory = False
             _write(verdicts, _judge(request))
@@ -218,21 +218,17 @@ def _judge_all(requests: int, verdicts: int, worker: int) -> NoReturn:
 
 def _judge(request: Request) -> Request:
     from archer.types import Problem
+    from archer.verify.policy import Policy
     from archer.verify.verifiers import verify
 
     fields = request["problem"]
     if isinstance(fields["prompt"], list):
         fields["prompt"] = tuple(fields["prompt"])
-    problem = Problem(**fields)
+    problem, policy = Problem(**fields), Policy(**request["policy"])
     _same_random_numbers()
-    _start_cpu_clock(request["cpu_seconds"])
+    _start_cpu_clock(policy.cpu_seconds)
     try:
-        verdict = verify(
-            problem,
-            request["response"],
-            request["in_thought"],
-            answer_pattern=request["answer_pattern"],
-        )
+        verdict = verify(problem, request["response"], request["in_thought"], policy)
     except BaseException as fault:  # noqa: BLE001 - sys.exit() in a verifier is no verdict either
         return _error(fault)
     finally:

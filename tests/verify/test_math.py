@@ -15,6 +15,7 @@ from archer.verify.extract import Reading
 from archer.verify.latex import MAX_CHARACTERS, TooLarge, clean, exact_number
 from archer.verify.math import judge_math, math, same_answer
 from archer.verify.parts import Expression, Group, Named, Number, Numeral, Quantity, read_answer
+from archer.verify.policy import Policy
 from archer.verify.verifiers import quick_verdict, verify
 
 
@@ -559,7 +560,7 @@ def test_mistake_29_equal_answers_written_otherwise_score(gold: str, answer: str
 
 def test_mistake_29_an_answer_without_a_box_can_score() -> None:
     response = r"It is $\frac12$."
-    verdict = verify(problem("0.5"), response, False, answer_pattern=r"is \$(.*)\$")
+    verdict = verify(problem("0.5"), response, False, Policy(answer_pattern=r"is \$(.*)\$"))
     assert verdict.outcome == "correct"
 
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from archer.types import Problem, Verdict
+from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
 
 GRADERS = Path(__file__).parent
@@ -34,7 +35,9 @@ def graders_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
     """One for all tests that need no other: a worker takes a second to load what it needs."""
-    with WorkerPool(workers=1, cpu_seconds=1.0, wall_factor=20.0, memory_mb=256) as opened:
+    with WorkerPool(
+        workers=1, policy=Policy(cpu_seconds=1.0, memory_mb=256), wall_factor=20.0
+    ) as opened:
         yield opened
 
 
@@ -140,24 +143,29 @@ def test_a_problem_that_cannot_be_written_down_is_an_error(pool: WorkerPool) -> 
 
 
 def test_a_users_answer_pattern_is_used() -> None:
-    with WorkerPool(workers=1, answer_pattern=r"answer: (\S+)") as pool:
+    with WorkerPool(workers=1, policy=Policy(answer_pattern=r"answer: (\S+)")) as pool:
         assert judged(pool, "exact", "5", "answer: 4, no, answer: 5").outcome == "correct"
     with pytest.raises(ValueError, match="exactly one group"):
-        WorkerPool(workers=1, answer_pattern="answer")
+        Policy(answer_pattern="answer")
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"workers": 0},
-        {"workers": 1, "cpu_seconds": 0.0},
-        {"workers": 1, "cpu_seconds": float("nan")},
-        {"workers": 1, "cpu_seconds": float("inf")},
-        {"workers": 1, "wall_factor": 0.5},
+        {"cpu_seconds": 0.0},
+        {"cpu_seconds": float("nan")},
+        {"cpu_seconds": float("inf")},
+        {"memory_mb": 0},
     ],
 )
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
+        Policy(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 1, "wall_factor": 0.5}])
+def test_a_pool_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
         WorkerPool(**wrong)
 
 
@@ -194,7 +202,7 @@ def test_memory_and_stack_that_run_out_are_a_limit(pool: WorkerPool) -> None:
 
 
 def test_mistake_37_a_verifier_that_spins_is_ended_by_its_cpu_time() -> None:
-    with WorkerPool(workers=1, cpu_seconds=0.3, wall_factor=100.0) as pool:
+    with WorkerPool(workers=1, policy=Policy(cpu_seconds=0.3), wall_factor=100.0) as pool:
         verdict = judged(pool, "graders:spins", None)
         assert verdict.outcome == "limit"
         assert verdict.detail == "more than 0.3 s of CPU time"
@@ -202,7 +210,7 @@ def test_mistake_37_a_verifier_that_spins_is_ended_by_its_cpu_time() -> None:
 
 
 def test_mistake_37_a_verifier_that_hangs_is_ended_by_the_wall_clock() -> None:
-    with WorkerPool(workers=1, cpu_seconds=0.2, wall_factor=3.0) as pool:
+    with WorkerPool(workers=1, policy=Policy(cpu_seconds=0.2), wall_factor=3.0) as pool:
         assert judged(pool, "graders:sleeps", None).outcome == "limit"
         assert pool.ledger()["verify/workers_lost"] == 2
         assert judged(pool, "graders:length", 1).outcome == "correct"
@@ -267,7 +275,7 @@ def test_verdicts_are_the_same_under_load_and_in_any_order() -> None:
     try:
         for seed in range(3):
             shuffled = random.Random(seed).sample(answers, len(answers))
-            with WorkerPool(workers=3, cpu_seconds=3.0, wall_factor=40.0) as pool:
+            with WorkerPool(workers=3, policy=Policy(cpu_seconds=3.0), wall_factor=40.0) as pool:
                 tickets = [pool.submit(asked, boxed(answer), False) for answer in shuffled]
                 outcomes = [ticket.result().outcome for ticket in tickets]
             seen.append(dict(zip(shuffled, outcomes, strict=True)))
@@ -311,8 +319,9 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     script.write_text(
         "import sys, time\n"
         "from archer.types import Problem\n"
+        "from archer.verify.policy import Policy\n"
         "from archer.verify.pool import WorkerPool\n"
-        "pool = WorkerPool(workers=2, cpu_seconds=100)\n"
+        "pool = WorkerPool(workers=2, policy=Policy(cpu_seconds=100))\n"
         "for name in 'ab':\n"
         "    asked = Problem(id=name, prompt='?', verifier='graders:sleeps', answer=1)\n"
         "    pool.submit(asked, 'x', False)\n"
@@ -366,7 +375,7 @@ def test_closing_leaves_no_process_and_no_thread() -> None:
 
 
 def test_closing_does_not_wait_for_what_hangs() -> None:
-    with WorkerPool(workers=1, cpu_seconds=100.0) as pool:
+    with WorkerPool(workers=1, policy=Policy(cpu_seconds=100.0)) as pool:
         tickets = [
             pool.submit(problem("graders:sleeps", None, name), boxed("5"), False) for name in "abc"
         ]

@@ -14,6 +14,7 @@ from archer.data.problems import to_problem
 from archer.data.sources import load_source
 from archer.types import Problem, Verdict
 from archer.verify.extract import Reading
+from archer.verify.policy import Policy
 from archer.verify.verifiers import (
     RUN_ANSWERS,
     VERIFIERS,
@@ -254,7 +255,7 @@ def _countdowns() -> list[Problem]:
 )
 def test_the_quick_path_leaves_all_that_could_be_slow(unjudged: Problem) -> None:
     assert quick_verdict(unjudged, r"\boxed{\sqrt{3}}", False) is None
-    assert quick_verdict(unjudged, r"\boxed{5}", False, answer_pattern="(.*)") is None
+    assert quick_verdict(unjudged, r"\boxed{5}", False, Policy(answer_pattern="(.*)")) is None
 
 
 def test_the_quick_path_agrees_with_the_whole() -> None:
