@@ -7,7 +7,8 @@ holds: see `outside_thought`. Of what stands outside, an answer pattern picks th
     "number"   the last number, for models that were never taught to use a box
     a regex    with one group: what the group holds in its last match
 
-What the answer means is the verifiers' matter. Standard library only. Everything here takes time
+Programs and JSON stand in fenced blocks, of which `last_program` and `last_json` pick one. What an
+answer means is the verifiers' matter. Standard library only. Everything here takes time
 linear in the length of the response, except a user's own regex, which may take for ever and is
 therefore only run where it can be killed (archer.verify.worker).
 """
@@ -15,6 +16,7 @@ therefore only run where it can be killed (archer.verify.worker).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -25,13 +27,17 @@ class Reading:
     r"""What was read from a response.
 
     Example, the response "<think>2+3</think>So it is \boxed{5}.":
-        Reading(text="So it is \\boxed{5}.", answer="5")
+        Reading(text="So it is \\boxed{5}.", answer="5", response="<think>2+3</think>So ...")
     """
 
     text: str
     """All that stands outside the thought."""
     answer: str | None
     """What the answer pattern picked from the text; None where it found nothing."""
+    response: str = ""
+    """The whole of it, for verifiers that judge its form."""
+    in_thought: bool = False
+    """Whether the rendered prompt had already opened a `<think>`."""
 
 
 def read_response(response: str, in_thought: bool, answer_pattern: str = "box") -> Reading | None:
@@ -48,7 +54,8 @@ def read_response(response: str, in_thought: bool, answer_pattern: str = "box") 
         answer = last_number(text)
     else:
         answer = last_match(text, answer_pattern)
-    return Reading(text=text, answer=(answer or "").strip() or None)
+    answer = (answer or "").strip() or None
+    return Reading(text=text, answer=answer, response=response, in_thought=in_thought)
 
 
 def check_answer_pattern(answer_pattern: str) -> None:
@@ -139,3 +146,74 @@ def last_match(text: str, answer_pattern: str) -> str | None:
     for match in re.finditer(answer_pattern, text):
         answer = match.group(1)
     return answer
+
+
+# --- code ---
+
+PYTHON_TAGS = frozenset({"python", "python3", "py", "py3"})
+JSON_TAGS = frozenset({"json"})
+
+
+def last_program(text: str) -> str | None:
+    r"""The Python program of a response: its last complete fenced block; None without one.
+
+    Blocks tagged as Python come before untagged ones, wherever they stand; blocks with another tag
+    and blocks that hold nothing but blanks are never taken. Lines end in "\n", whatever they ended
+    in.
+    """
+    return _last_block(text, PYTHON_TAGS)
+
+
+def last_json(text: str) -> str | None:
+    """The same for a block tagged as JSON."""
+    return _last_block(text, JSON_TAGS)
+
+
+def _last_block(text: str, tags: frozenset[str]) -> str | None:
+    tagged = untagged = None
+    for tag, content in _fenced_blocks(text):
+        if not content.strip():
+            continue
+        if tag in tags:
+            tagged = content
+        elif not tag:
+            untagged = content
+    return untagged if tagged is None else tagged
+
+
+# CommonMark 0.31, 4.5, but for the indentation, which may be any: models put fences into lists.
+# Every `+` keeps what it has taken (`++`), so that no line is read twice.
+_FENCE = re.compile(r"^(?P<indent>[ \t]*+)(?P<fence>`{3,}+|~{3,}+)(?P<info>.*+)", re.MULTILINE)
+_END_OF_TAG = re.compile(r"[\s,:;{}]")
+
+
+def _fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Tag and content of each complete block. One that is never closed swallows all the rest."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    opening: re.Match[str] | None = None
+    for mark in _FENCE.finditer(text):
+        if opening is None:
+            if mark["fence"][0] == "~" or "`" not in mark["info"]:
+                opening = mark
+        elif _closes(mark, opening):
+            content = text[opening.end() + 1 : mark.start()]
+            yield _tag(opening["info"]), _without_indent(content, len(opening["indent"]))
+            opening = None
+
+
+def _tag(info: str) -> str:
+    """`Python title="x"`, `python{1,3}` and `{.python .numbered}` are tags that say python."""
+    return _END_OF_TAG.split(info.lstrip(" \t{."), maxsplit=1)[0].lower()
+
+
+def _closes(mark: re.Match[str], opening: re.Match[str]) -> bool:
+    """Four columns further in than the block it is a line of it: a fence in a docstring, say."""
+    return (
+        mark["fence"].startswith(opening["fence"])
+        and not mark["info"].strip(" \t")
+        and len(mark["indent"]) <= len(opening["indent"]) + 3
+    )
+
+
+def _without_indent(content: str, width: int) -> str:
+    return re.sub(rf"^[ \t]{{1,{width}}}", "", content, flags=re.MULTILINE) if width else content

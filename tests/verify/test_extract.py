@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from archer.verify.extract import (
     Reading,
     check_answer_pattern,
     last_box,
+    last_json,
     last_number,
+    last_program,
     outside_thought,
     read_response,
 )
@@ -27,7 +33,9 @@ def answer(response: str, in_thought: bool = False, pattern: str = "box") -> str
 
 def test_a_response_that_begins_inside_a_thought_is_read_after_it() -> None:
     reading = read_response(R1_RESPONSE, True)
-    assert reading == Reading(text="\n\nThe sum is \\boxed{5}.", answer="5")
+    assert reading == Reading(
+        text="\n\nThe sum is \\boxed{5}.", answer="5", response=R1_RESPONSE, in_thought=True
+    )
 
 
 def test_a_thought_that_the_prompt_opened_and_nobody_closed_has_no_answer() -> None:
@@ -175,3 +183,190 @@ def test_a_million_characters_take_a_moment(text: str) -> None:
     last_box("\\boxed{" + hostile)
     last_number(hostile)
     outside_thought(hostile, True)
+
+
+# --- code ---
+
+
+def block(code: str, tag: str = "python", fence: str = "```") -> str:
+    return f"{fence}{tag}\n{code}\n{fence}"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "python",
+        "Python",
+        "py",
+        "PY3",
+        "python3",
+        " python ",
+        'python title="sum.py"',
+        "python linenums",
+        "python,linenos",
+        "python{1,3}",
+        "python:sum.py",
+        "{.python}",
+        "{.python .numberLines}",
+        "{python}",
+        "",
+        "   ",
+    ],
+)
+def test_a_block_of_python_or_without_a_tag_is_a_program(tag: str) -> None:
+    assert last_program(f"Like so:\n\n{block('x = 1', tag)}\n\nDone.") == "x = 1\n"
+
+
+@pytest.mark.parametrize(
+    "tag", ["text", "output", "cpp", "bash", "pycon", "python-repl", "pythonic", 'title="x"', "3"]
+)
+def test_a_block_with_another_tag_is_never_taken(tag: str) -> None:
+    assert last_program(block("x = 1", tag)) is None
+    assert last_program(block("x = 1") + "\n" + block("x = 2", tag)) == "x = 1\n"
+
+
+def test_the_last_program_counts() -> None:
+    assert last_program(f"First {block('no', '')}\n{block('a')}\nor\n{block('b')}") == "b\n"
+
+
+def test_a_tagged_block_comes_before_untagged_ones_wherever_it_stands() -> None:
+    assert last_program(block("x = 1") + "\nIt prints\n" + block("1", "")) == "x = 1\n"
+    assert last_program(block("1", "") + "\n" + block("x = 1")) == "x = 1\n"
+    assert last_program(block("x = 1", "") + "\n" + block("x = 2", "")) == "x = 2\n"
+
+
+@pytest.mark.parametrize("text", ["", "x = 1", "```python\nx = 1", "```", "`x = 1`", "```x = 1```"])
+def test_without_a_complete_block_there_is_no_program(text: str) -> None:
+    assert last_program(text) is None
+
+
+def test_a_block_that_is_never_closed_leaves_the_earlier_ones() -> None:
+    assert last_program(block("x = 1") + "\n```python\nx = 2\n") == "x = 1\n"
+    assert last_program(block("x = 1") + "\n```python\nx = 2\n~~~\n``") == "x = 1\n"
+
+
+def test_a_block_of_blanks_is_no_program() -> None:
+    assert last_program(block("x = 1") + "\n" + block("  ")) == "x = 1\n"
+    assert last_program("```\n```") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("~~~python\nx = 1\n~~~", "x = 1\n"),
+        ("````python\n```\nx\n```\n````", "```\nx\n```\n"),
+        ("```python\n~~~\n```", "~~~\n"),
+        ("```python\nx\n`````", "x\n"),  # a closing fence may be longer
+        ("`````python\nx\n```\ny\n`````", "x\n```\ny\n"),  # but not shorter
+        ("```python\nx\n``` \t", "x\n"),
+        ("```python\nx\n``` y\n```", "x\n``` y\n"),  # words after a fence: it does not close
+        ("~~~ python `a`\nx\n~~~", "x\n"),
+        ("```python `a`\nx\n```", None),  # CommonMark: code in a line, and then an open block
+        ("a ```python\nx\n```", None),
+    ],
+)
+def test_fences_are_those_of_commonmark(text: str, code: str | None) -> None:
+    assert last_program(text) == code
+
+
+def test_an_indented_block_loses_the_indentation_of_its_fence() -> None:
+    text = "1. Write\n\n    ```python\n    if x:\n        y\n\n  z\n    ```\n"
+    assert last_program(text) == "if x:\n    y\n\nz\n"
+    assert last_program("\t```python\n\tx\n\t```") == "x\n"
+    assert last_program("  ```python\n  x\n```") == "x\n"
+
+
+def test_a_fence_further_in_than_its_block_is_a_line_of_it() -> None:
+    code = 'def f():\n    """\n    ```\n    f()\n    ```\n    """'
+    assert last_program(block(code)) == code + "\n"
+
+
+def test_lines_may_end_in_any_way_and_only_lines_end_them() -> None:
+    assert last_program("```python\r\nx = 1\r\ny\r\n```\r\n") == "x = 1\ny\n"
+    assert last_program("```python\rx = 1\r```") == "x = 1\n"
+    assert last_program("```python\ns = '\x0c\u2028\x85'\n```") == "s = '\x0c\u2028\x85'\n"
+
+
+def test_json_is_found_as_programs_are() -> None:
+    assert last_json(block("{}", "JSON") + "\n" + block("[]", "")) == "{}\n"
+    assert last_json(block("[]", "")) == "[]\n"
+    assert last_json(block("{}")) is None
+
+
+def plain_last_program(text: str) -> str | None:
+    """The same, written as CommonMark says it, line by line and without a regex."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    found: dict[bool, str] = {}
+    while lines:
+        opening = lines.pop(0)
+        mark = opening.lstrip(" \t")[:1]
+        body = opening.lstrip(" \t").lstrip(mark)
+        indent = len(opening) - len(opening.lstrip(" \t"))
+        length = len(opening) - indent - len(body)
+        if mark not in ("`", "~") or length < 3 or (mark == "`" and "`" in body):
+            continue
+        content = ""
+        while lines:
+            line = lines.pop(0)
+            inside = line.lstrip(" \t")
+            if (
+                inside.rstrip(" \t") == mark * len(inside.rstrip(" \t"))
+                and len(inside.rstrip(" \t")) >= length
+                and len(line) - len(inside) <= indent + 3
+            ):
+                tag = body.strip(" \t{.").split(" ")[0].split("}")[0].lower()
+                if content.strip() and tag in ("", "python", "py", "python3", "py3"):
+                    found[tag != ""] = content
+                break
+            for _ in range(indent):
+                if line[:1] in (" ", "\t"):
+                    line = line[1:]
+            content += line + "\n"
+    return found.get(True, found.get(False))
+
+
+MARKDOWN = [
+    "```",
+    "~~~",
+    "````",
+    "`",
+    "python",
+    "{.py}",
+    "text",
+    " ",
+    "    ",
+    "\t",
+    "x",
+    "\n",
+    "\r\n",
+]
+
+
+@given(st.lists(st.sampled_from(MARKDOWN), max_size=40).map("".join))
+def test_the_last_program_is_what_a_plain_reader_finds(text: str) -> None:
+    assert last_program(text) == plain_last_program(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```\n",
+        "```python\nx\n```\n",
+        "`",
+        "~",
+        "``` `\n",
+        " ",
+        "\t```",
+        "~~~\n```\n",
+        "\r",
+        "```a`\n",
+        "{",
+        "~~~{\n",
+    ],
+)
+def test_a_million_characters_of_fences_take_a_moment(text: str) -> None:
+    hostile = text * (10**6 // len(text))
+    begin = time.process_time()
+    for prefix in ("", "~~~~python\n"):
+        last_program(prefix + hostile)
+    assert time.process_time() - begin < 10
