@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -105,13 +105,9 @@ def _describe(group: Group) -> dict[str, Any]:
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as the keys that `archer grade` writes."""
-    return {
-        "outcome": verdict.outcome,
-        "score": verdict.score,
-        "detail": verdict.detail,
-        "seconds": verdict.seconds,
-    }
+    """A verdict as the keys that `archer grade` writes; "sandbox" only where a program was run."""
+    row = asdict(verdict)
+    return row if verdict.sandbox else {key: row[key] for key in row if key != "sandbox"}
 
 
 def write_rollouts(

@@ -79,6 +79,8 @@ class Verdict:
     """1 for right, 0 for wrong; a verifier may give parts of a point between."""
     detail: str = ""
     seconds: float = 0.0
+    sandbox: str = ""
+    """The level of the sandbox that a program was run in; empty where none was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

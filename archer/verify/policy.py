@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from archer.verify.extract import check_answer_pattern
 
+LEVELS = ("full", "restricted", "weak")
+"""Levels of the sandbox, the safest first; see docs/sandbox.md."""
 MAX_CPU_SECONDS = 3600
 """What a verdict may be given of a core, at the most."""
 
@@ -23,11 +25,23 @@ class Policy:
     """What a verdict may take of a core."""
     memory_mb: int = 1024
     """And of memory, beyond what the libraries take."""
+    max_tests: int = 0
+    """Tests of a program that are run, the same ones for all its samples; 0: all."""
+    partial: bool = False
+    """Whether a program is run on all tests and scored by the share that it passes."""
+    sandbox: str = "auto"
+    """Level of the sandbox: "auto" (the best there is, never weak) or one of LEVELS."""
 
     def __post_init__(self) -> None:
         if not 0 < self.cpu_seconds <= MAX_CPU_SECONDS or self.memory_mb < 1:
             raise ValueError(
                 f"cpu_seconds={self.cpu_seconds}, memory_mb={self.memory_mb}: both must be "
                 f"positive, and cpu_seconds at most {MAX_CPU_SECONDS}"
+            )
+        if self.max_tests < 0:
+            raise ValueError(f"max_tests={self.max_tests}: it must be 0 (all) or more")
+        if self.sandbox not in ("auto", *LEVELS):
+            raise ValueError(
+                f"sandbox level {self.sandbox!r}: use one of auto, {', '.join(LEVELS)}"
             )
         check_answer_pattern(self.answer_pattern)

@@ -305,7 +305,8 @@ class _Worker:
         while True:
             reply, left = self._exchange(left, deadline, began)
             if "began" in reply:
-                deadline, began = time.monotonic() + wall_seconds, True
+                wall = reply.get("wall_seconds", wall_seconds)
+                deadline, began = time.monotonic() + wall, True
             elif "verdict" in reply:
                 return Verdict(**reply["verdict"])
             elif "died" in reply:

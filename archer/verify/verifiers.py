@@ -26,6 +26,7 @@ from math import isfinite
 
 from archer.own import own_function
 from archer.types import OUTCOMES, Problem, Verdict
+from archer.verify.code import code
 from archer.verify.extract import Reading, outside_thought, read_response
 from archer.verify.math import accepted_answers, judge_math, math
 from archer.verify.policy import Policy
@@ -119,14 +120,19 @@ RUN_ANSWERS: dict[str, Callable[[str], bool]] = {
 """Tasks of reasoning-gym whose scorers run the answer as Python (`eval`, sympy's `parse_expr`), and
 what an answer must look like before it is handed to them."""
 
-VERIFIERS: dict[str, Verifier] = {
+VERIFIERS: dict[str, Callable[..., Verdict | float]] = {
     "math": math,
+    "code": code,
     "exact": exact,
     "reasoning_gym": reasoning_gym,
 }
 
 
-def find_verifier(name: str) -> Verifier:
+POLICED = frozenset({"code"})
+"""Verifiers that are handed the policy too."""
+
+
+def find_verifier(name: str) -> Callable[..., Verdict | float]:
     """The verifier of this name, or the function that "module:function" names."""
     if name in VERIFIERS:
         return VERIFIERS[name]
@@ -169,7 +175,9 @@ def _judge(problem: Problem, response: str, in_thought: bool, policy: Policy) ->
     reading = read_response(response, in_thought, policy.answer_pattern)
     if reading is None:
         return UNCLOSED
-    verdict = find_verifier(problem.verifier)(problem, reading)
+    verifier = find_verifier(problem.verifier)
+    policed = (policy,) if problem.verifier in POLICED else ()
+    verdict = verifier(problem, reading, *policed)
     if not isinstance(verdict, Verdict):
         return _scored(verdict)
     if verdict.outcome not in OUTCOMES or not isfinite(verdict.score):

@@ -32,15 +32,21 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from archer.types import Problem
+    from archer.verify.policy import Policy
 
 Request = dict[str, Any]
 """A problem's fields as "problem", "response", "in_thought", and the fields of "policy"."""
 
 REUSED = frozenset({"math", "exact"})
 """Verifiers whose child serves more than one response."""
+SANDBOXED = frozenset({"code"})
+"""Verifiers that run programs in the sandbox: this process is then the trusted side, and stays."""
 MAX_SERVED = 200
 """Responses that such a child serves, so that no cache of its libraries grows without end."""
 
@@ -59,6 +65,10 @@ def main() -> None:
             _load(verifier)
         except Exception as fault:  # noqa: BLE001 - a user's module may raise anything
             _write(replies, {"verdict": _error(fault)})
+            continue
+        if verifier in SANDBOXED:
+            _write(replies, {"began": True, "wall_seconds": _longest_wait(request)})
+            _write(replies, {"verdict": _judge(request)})
             continue
         if child and child.verifier != verifier:
             end(child)
@@ -217,28 +227,35 @@ def _judge_all(requests: int, verdicts: int, worker: int) -> NoReturn:
 
 
 def _judge(request: Request) -> Request:
-    from archer.types import Problem
-    from archer.verify.policy import Policy
     from archer.verify.verifiers import verify
 
-    fields = request["problem"]
-    if isinstance(fields["prompt"], list):
-        fields["prompt"] = tuple(fields["prompt"])
-    problem, policy = Problem(**fields), Policy(**request["policy"])
-    _same_random_numbers()
-    _start_cpu_clock(policy.cpu_seconds)
+    problem, policy = _asked(request)
+    if problem.verifier not in SANDBOXED:
+        _same_random_numbers()
+        _start_cpu_clock(policy.cpu_seconds)
     try:
         verdict = verify(problem, request["response"], request["in_thought"], policy)
     except BaseException as fault:  # noqa: BLE001 - sys.exit() in a verifier is no verdict either
         return _error(fault)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return {
-        "outcome": verdict.outcome,
-        "score": verdict.score,
-        "detail": verdict.detail,
-        "seconds": verdict.seconds,
-    }
+    return asdict(verdict)
+
+
+def _asked(request: Request) -> tuple[Problem, Policy]:
+    from archer.types import Problem
+    from archer.verify.policy import Policy
+
+    fields = request["problem"]
+    if isinstance(fields["prompt"], list):
+        fields["prompt"] = tuple(fields["prompt"])
+    return Problem(**fields), Policy(**request["policy"])
+
+
+def _longest_wait(request: Request) -> float:
+    from archer.verify.code import longest_wait
+
+    return longest_wait(*_asked(request))
 
 
 def _same_random_numbers() -> None:

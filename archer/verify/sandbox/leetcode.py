@@ -1,0 +1,98 @@
+"""Names that programs written for LeetCode, and tests of them, take for granted.
+
+They are there in programs that are called (kinds `call` and `assert`); a program that reads its
+standard input finds what Python gives it and nothing else. Python's own names come first: `pow` is
+the builtin, not math's.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+from collections import deque
+from typing import Any
+
+from archer.verify.sandbox.values import linked, tree
+
+MODULES = (
+    "bisect collections copy datetime functools heapq itertools json math operator random re "
+    "statistics string sys time typing"
+).split()
+"""Modules that are there by their own names."""
+STARRED = "typing collections itertools functools operator string random bisect heapq math".split()
+"""And those whose public names are; where two have the same, the later one wins."""
+
+
+class ListNode:
+    """A node of a singly linked list, as LeetCode defines it."""
+
+    def __init__(self, val: Any = 0, next: ListNode | None = None) -> None:
+        self.val = val
+        self.next = next
+
+
+class TreeNode:
+    """A node of a binary tree, as LeetCode defines it."""
+
+    def __init__(
+        self, val: Any = 0, left: TreeNode | None = None, right: TreeNode | None = None
+    ) -> None:
+        self.val = val
+        self.left = left
+        self.right = right
+
+
+def list_node(values: list[object]) -> ListNode | None:
+    """A linked list with these values."""
+    first: ListNode | None = linked(values, ListNode)
+    return first
+
+
+def tree_node(values: list[object]) -> TreeNode | None:
+    """A tree whose values come level by level, None for a child that is missing."""
+    root: TreeNode | None = tree(values, TreeNode)
+    return root
+
+
+def is_same_list(one: Any, other: Any) -> bool:
+    """Whether two linked lists hold the same values."""
+    while one is not None and other is not None:
+        if one.val != other.val:
+            return False
+        one, other = one.next, other.next
+    return one is None and other is None
+
+
+def is_same_tree(one: Any, other: Any) -> bool:
+    """Whether two trees have the same shape and values."""
+    pairs = deque([(one, other)])
+    while pairs:
+        one, other = pairs.popleft()
+        if one is None and other is None:
+            continue
+        if one is None or other is None or one.val != other.val:
+            return False
+        pairs += ((one.left, other.left), (one.right, other.right))
+    return True
+
+
+def test_names() -> dict[str, Any]:
+    """What the code of a test finds: modules, nodes and their helpers.
+
+    None of them may be a name that a program is asked to define, such as `gcd`: the test would
+    then judge this one.
+    """
+    helpers = (ListNode, TreeNode, list_node, tree_node, is_same_list, is_same_tree)
+    names: dict[str, Any] = {name: importlib.import_module(name) for name in MODULES}
+    return names | {helper.__name__: helper for helper in helpers} | {"inf": float("inf")}
+
+
+def program_names() -> dict[str, Any]:
+    """What a program finds that is called."""
+    names: dict[str, Any] = {}
+    for module_name in STARRED:
+        module = importlib.import_module(module_name)
+        public = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
+        names |= {name: getattr(module, name) for name in public}
+    names |= test_names()
+    return {name: value for name, value in names.items() if not hasattr(builtins, name)}
