@@ -195,7 +195,7 @@ def test_a_users_verdict_is_taken_as_it_is() -> None:
         ("graders:returns_nan", "returned nan"),
         ("graders:missing", "has no attribute 'missing'"),
         ("no_such_module:f", "No module named 'no_such_module'"),
-        ("maths", "unknown verifier 'maths': use one of exact, math, reasoning_gym or"),
+        ("maths", "unknown verifier 'maths': use one of code, exact, math, reasoning_gym or"),
     ],
 )
 def test_a_verifier_that_fails_ends_as_an_error(verifier: str, reason: str) -> None:
@@ -225,6 +225,12 @@ def test_mistake_31_an_unknown_kind_of_problem_is_an_error_that_names_the_known_
 def test_mistake_32_every_kind_that_is_accepted_is_judged() -> None:
     responses = {
         "math": [("5", r"\boxed{5}")],
+        "code": [
+            (
+                {"kind": "call", "name": "f", "tests": [{"input": [2], "output": 3}]},
+                "```python\ndef f(x):\n    return x + 1\n```",
+            )
+        ],
         "exact": [("five", "five")],
         "reasoning_gym": [(p.answer, p.answer["entry"]["answer"]) for p in _countdowns()],
     }
