@@ -10,17 +10,20 @@ from __future__ import annotations
 import builtins
 import importlib
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from archer.verify.sandbox.values import linked, tree
 
 MODULES = (
     "bisect collections copy datetime functools heapq itertools json math operator random re "
-    "statistics string sys time typing"
+    "string sys time typing"
 ).split()
 """Modules that are there by their own names."""
 STARRED = "typing collections itertools functools operator string random bisect heapq math".split()
 """And those whose public names are; where two have the same, the later one wins."""
+RARE = "decimal fractions statistics sortedcontainers".split()
+"""Modules that are there, with their names, where the source speaks of them."""
 
 
 class ListNode:
@@ -87,12 +90,23 @@ def test_names() -> dict[str, Any]:
     return names | {helper.__name__: helper for helper in helpers} | {"inf": float("inf")}
 
 
-def program_names() -> dict[str, Any]:
+def program_names(source: str) -> dict[str, Any]:
     """What a program finds that is called."""
-    names: dict[str, Any] = {}
-    for module_name in STARRED:
-        module = importlib.import_module(module_name)
-        public = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
-        names |= {name: getattr(module, name) for name in public}
-    names |= test_names()
-    return {name: value for name, value in names.items() if not hasattr(builtins, name)}
+    rare: dict[str, Any] = {}
+    for name in RARE:
+        if name in source:
+            with suppress(ImportError):
+                rare |= {name: importlib.import_module(name), **_public(name)}
+    return rare | _USUAL
+
+
+def _public(module_name: str) -> dict[str, Any]:
+    module = importlib.import_module(module_name)
+    names = getattr(module, "__all__", None) or [name for name in vars(module) if name[0] != "_"]
+    return {name: getattr(module, name) for name in names if not hasattr(builtins, name)}
+
+
+_USUAL: dict[str, Any] = {}
+for _name in STARRED:
+    _USUAL |= _public(_name)
+_USUAL |= test_names()

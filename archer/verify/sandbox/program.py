@@ -13,23 +13,24 @@ the problem's, in a process of its own, and reaches the program's values only as
 
 from __future__ import annotations
 
-import ast
 import atexit
 import builtins
 import json
 import os
 import random
-import symtable
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from archer.verify.sandbox import leetcode
 from archer.verify.sandbox.values import Coded, decode, encode, refuse
+
+if TYPE_CHECKING:
+    import ast  # loaded by test code alone: each module more makes every fork dearer
 
 CHANNEL = 3
 FILE_NAME = "solution.py"
@@ -153,7 +154,7 @@ class _Program:
         module = _module("solution")
         self.names = module.__dict__
         # Behind its own names, not among them: a program that does not define `gcd` has no `gcd`.
-        self.names["__builtins__"] = vars(builtins) | leetcode.program_names()
+        self.names["__builtins__"] = vars(builtins) | leetcode.program_names(source)
         self._objects: list[object] = []
         exec(compile(source, FILE_NAME, "exec", dont_inherit=True), self.names)
 
@@ -349,6 +350,8 @@ class _Tests:
 
     def run(self, code: str, partial: bool) -> None:
         """Runs statement by statement; with `partial` a failed assert does not end it."""
+        import ast
+
         passed = failed = 0
         detail, kind = "", ""
         try:
@@ -457,6 +460,8 @@ class Remote:
 
 def free_names(code: str) -> set[str]:
     """Names that code uses and never defines."""
+    import symtable
+
     top = symtable.symtable(code, "tests.py", "exec")
     defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     used: set[str] = set()
@@ -486,6 +491,8 @@ def _as_raised(said: str) -> Raised:
 
 
 def _describe(fault: BaseException, statement: ast.stmt) -> str:
+    import ast
+
     if isinstance(fault, AssertionError) and isinstance(statement, ast.Assert):
         return f"failed: {ast.unparse(statement)}"[:MAX_TEXT]
     return _said(fault)

@@ -27,11 +27,9 @@ import os
 import platform
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from _sitebuiltins import Quitter
 from collections.abc import Sequence
@@ -56,12 +54,11 @@ THREAD_STACK = 8 << 20
 Message = dict[str, Any]
 
 PRELOADED = (
-    "abc array ast asyncio atexit base64 bisect cmath collections collections.abc contextlib copy "
-    "csv dataclasses datetime decimal enum fractions functools gc hashlib heapq inspect io "
-    "itertools json keyword linecache math numbers operator os pprint queue random re statistics "
-    "string struct sys textwrap threading time traceback types typing unicodedata uuid warnings"
+    "array bisect collections copy datetime functools heapq io itertools json math operator queue "
+    "random re string sys threading time traceback typing"
 ).split()
-"""What programs import, so that no run has to load it."""
+"""What most programs import. Each module more makes every fork dearer: with asyncio, dataclasses
+and a dozen others a run took 5.3 ms of CPU time instead of 4.0."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,7 +180,7 @@ def _serve(control: socket.socket, state: State) -> None:
                 if not data:
                     return
                 request = json.loads(data)
-                folder = tempfile.mkdtemp(prefix=SCRATCH) if state.level == "weak" else "/"
+                folder = _new_folder() if state.level == "weak" else "/"
                 try:
                     pid = _fork(request, descriptors, folder, state)
                 except OSError as fault:
@@ -203,7 +200,7 @@ def _serve(control: socket.socket, state: State) -> None:
                 _, status, usage = os.wait4(pid, 0)
                 if state.level == "weak":
                     _end_strays({pid for _, pid, _ in runs.values()})
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove_folder(folder)
                 used = usage.ru_utime + usage.ru_stime
                 _send(control, {"run": run, "status": status, "cpu": used})
 
@@ -263,6 +260,18 @@ def _confine(request: Message, folder: str, state: State) -> None:
     confine.hide()
     if state.filter:
         confine.filter_syscalls(filter.for_process(state.filter, os.getpid()))
+
+
+def _new_folder() -> str:
+    import tempfile  # here and below: not loaded where it would only make forks dearer
+
+    return tempfile.mkdtemp(prefix=SCRATCH)
+
+
+def _remove_folder(folder: str) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_strays(known: set[int]) -> None:
