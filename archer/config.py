@@ -135,6 +135,16 @@ class VerifyConfig(Section):
     """CPU time that one verdict may take."""
     answer_pattern: str = "box"
     """`box`: the last complete \\boxed{}; `number`: the last number; else a regex, one group."""
+    memory_mb: int = Field(default=1024, ge=1)
+    """Memory that one verdict, or one run of a program, may take."""
+    max_tests: int = Field(default=0, ge=0)
+    """Tests of a program that are run, the same ones for all its samples; 0: all."""
+    partial: bool = False
+    """Run a program on all its tests and score the share it passes; else the first failure ends."""
+    sandbox: Literal["auto", "full", "restricted", "weak"] = "auto"
+    """Level for programs; auto is the best of full and restricted. See docs/sandbox.md."""
+    step_seconds: float = Field(default=1800.0, gt=0)
+    """Verdicts that are not there so long after the last completion end as grader errors."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     """The run stops when more of a step's verdicts than this are grader errors."""
 
@@ -338,6 +348,7 @@ FREE_ON_RESUME = (
     "train.steps",
     "rollout.cache_tokens",
     "verify.workers",
+    "verify.step_seconds",
     "update.microbatch_tokens",
     "eval",
     "checkpoint",

@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 import archer
 from archer.model.convert import CHECKSUMS, cache_folder
 from archer.setup import num_cores
+from archer.verify.sandbox.selftest import ATTEMPTS, best_level
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pydantic", "math-verify", "gguf")
 
@@ -40,7 +41,7 @@ DISK_NEEDED_GB = 5
 def doctor() -> str:
     """The findings as text: the machine, packages, extras, models, and what to do."""
     cures: list[str] = []
-    parts = [_machine(cures), _packages(), _extras(cures), _models(cures)]
+    parts = [_machine(cures), _sandbox(cures), _packages(), _extras(cures), _models(cures)]
     advice = "\n".join(f"- {cure}" for cure in cures) or "nothing is missing"
     return "\n\n".join([*map(_columns, parts), f"What is missing, and the cure:\n{advice}"])
 
@@ -72,6 +73,23 @@ def _device(cures: list[str]) -> str:
             "install torch as https://pytorch.org/get-started/locally says"
         )
     return "CPU"
+
+
+def _sandbox(cures: list[str]) -> list[tuple[str, ...]]:
+    """The best level of the sandbox, and what became of the attempts to get out of it."""
+    best, missing = best_level()
+    rows: list[tuple[str, ...]] = [(finding.level, f"no: {finding.fault}") for finding in missing]
+    if best.fault:
+        rows.append((best.level, f"no: {best.fault}"))
+    else:
+        refused = f"{len(ATTEMPTS) - len(best.succeeded)} of {len(ATTEMPTS)} escapes refused"
+        rows.append((best.level, "; got through: ".join([refused, *best.succeeded])))
+    if missing:
+        there = "weak, only if asked for" if best.level == "weak" else best.level
+        cures.append(
+            f"programs are judged at level {there}: docs/sandbox.md says what level full needs"
+        )
+    return [(f"sandbox {level}", said) for level, said in rows]
 
 
 def _packages() -> list[tuple[str, ...]]:

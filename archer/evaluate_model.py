@@ -120,8 +120,8 @@ def evaluate_model(
         f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
     )
-    with open_verifiers(config) as verifiers:
-        engine = _open_sampler(config, subject.checkpoint)
+    engine = _open_sampler(config, subject.checkpoint)
+    with open_verifiers(config, engine) as verifiers:
         evaluation, groups = evaluate_data(engine, verifiers, data, config, terminal, ks=ks)
     evaluation = replace(evaluation, model=subject.label)
     write_evaluation(out, evaluation, groups)

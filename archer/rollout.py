@@ -68,15 +68,16 @@ def judged_groups(
         tokens += len(completion.token_ids)
         if progress is not None:
             progress(len(done), tokens)
-    groups = []
-    for i, entry in enumerate(named):
-        rollouts = []
-        for j in range(samples):
-            completion, ticket = done[i, j]
-            verdict = ticket.result()
-            rollouts.append(Rollout(completion=completion, verdict=verdict, reward=verdict.score))
-        groups.append(Group(problem=entry.problem, rollouts=tuple(rollouts)))
-    return groups
+    places = [(i, j) for i in range(len(named)) for j in range(samples)]
+    verdicts = verifiers.collect([done[place][1] for place in places])
+    rollouts = [
+        Rollout(completion=done[place][0], verdict=verdict, reward=verdict.score)
+        for place, verdict in zip(places, verdicts, strict=True)
+    ]
+    return [
+        Group(problem=entry.problem, rollouts=tuple(rollouts[i * samples : (i + 1) * samples]))
+        for i, entry in enumerate(named)
+    ]
 
 
 def sample_step(

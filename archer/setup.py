@@ -18,6 +18,7 @@ import torch
 from archer.config import Config, SourceConfig
 from archer.data.problems import canonical, problems_hash
 from archer.data.sources import SourceCount, SourceSpec, train_and_eval
+from archer.engine.base import Generates
 from archer.engine.choices import choose_advantage, choose_objective, try_loss
 from archer.engine.local import LocalEngine, resolve_device
 from archer.model.load import load_config, load_model, load_tokenizer
@@ -147,17 +148,22 @@ def open_engine(config: Config) -> LocalEngine:
     return LocalEngine(model, tokenizer, config, choose_objective(config))
 
 
-def open_verifiers(config: Config) -> Verifiers:
-    """Starts a pool of verifiers on this machine; no process until the first slow verdict."""
+def open_verifiers(config: Config, engine: Generates) -> Verifiers:
+    """Verifiers on the machines where the engine is: so far that is always this one.
+
+    No process starts before the first verdict that needs one.
+    """
     return WorkerPool(
         workers=config.verify.workers or num_cores(),
         policy=judging(config),
+        step_seconds=config.verify.step_seconds,
     )
 
 
 def judging(config: Config) -> Policy:
     """How the recipe has responses judged."""
-    return Policy(**config.verify.model_dump(exclude={"workers", "max_error_share"}))
+    of_the_pool = {"workers", "max_error_share", "step_seconds"}
+    return Policy(**config.verify.model_dump(exclude=of_the_pool))
 
 
 def num_cores() -> int:

@@ -109,7 +109,7 @@ def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None
     with (
         closing(run),
         closing(open_engine(config)) as engine,
-        open_verifiers(config) as verifiers,
+        open_verifiers(config, engine) as verifiers,
         _stop_requests() as stop,
     ):
         if state.step:

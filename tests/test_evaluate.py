@@ -336,7 +336,7 @@ def test_mistake_39_problems_that_are_left_out_move_no_response_to_another(tmp_p
             recipe, [f"data.max_prompt_tokens={limit}", "data.overlong_prompts=drop"]
         )
         data = load_data(config)
-        with open_verifiers(config) as verifiers, closing(open_engine(config)) as engine:
+        with closing(open_engine(config)) as engine, open_verifiers(config, engine) as verifiers:
             _, groups = evaluate_data(engine, verifiers, data, config, QUIET)
         found[name] = {group.problem.id: group for group in groups}
         assert [group.problem for group in groups] == data.evaluate

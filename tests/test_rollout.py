@@ -50,8 +50,8 @@ def engine(config: Config) -> LocalEngine:
 
 
 @pytest.fixture(scope="module")
-def verifiers(config: Config) -> Iterator[Verifiers]:
-    with open_verifiers(config) as opened:
+def verifiers(config: Config, engine: LocalEngine) -> Iterator[Verifiers]:
+    with open_verifiers(config, engine) as opened:
         yield opened
 
 

@@ -207,7 +207,7 @@ def test_a_group_whose_greedy_answer_was_not_judged_does_not_teach(own_module: P
     data = load_data(config)
     (broken,) = read_problems(own_module / "broken.jsonl")
     one, other = data.train[:2]
-    with closing(open_engine(config)) as engine, open_verifiers(config) as verifiers:
+    with closing(open_engine(config)) as engine, open_verifiers(config, engine) as verifiers:
         groups = [Group(problem=problem, rollouts=()) for problem in (one, broken, other)]
         found = greedy_rewards(engine, verifiers, groups, data.render, config.rollout)
     assert found[1] is None

@@ -16,6 +16,7 @@ This module never forks: a process with torch's threads must not. Workers are st
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -24,7 +25,8 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import CancelledError, Future
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +51,10 @@ class Verifiers(Protocol):
 
     def submit(self, problem: Problem, response: str, in_thought: bool) -> Ticket:
         """Has a response judged. Equal ones between two calls of `ledger` are judged once."""
+        ...
+
+    def collect(self, tickets: Sequence[Ticket]) -> list[Verdict]:
+        """Waits for the verdicts on a step's tickets; those that come too late are `error`."""
         ...
 
     def ledger(self) -> dict[str, float]:
@@ -84,6 +90,7 @@ class WorkerPool:
     """Verifiers in `workers` processes of this machine.
 
     wall_factor: times the CPU seconds, after which a worker that says nothing is killed.
+    step_seconds: how long `collect` waits in all. What is not judged by then ends as `error`.
 
     Workers start with the first response that needs one.
     """
@@ -94,6 +101,7 @@ class WorkerPool:
         workers: int,
         policy: Policy | None = None,
         wall_factor: float = 8.0,
+        step_seconds: float = math.inf,
     ) -> None:
         if workers < 1 or not wall_factor >= 1:
             raise ValueError(
@@ -101,6 +109,7 @@ class WorkerPool:
             )
         self._policy = policy or Policy()
         self._wall_seconds = self._policy.cpu_seconds * wall_factor
+        self._step_seconds = step_seconds
         self._lock = threading.Lock()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._step: dict[tuple[str, str, str, bool], _Task] = {}
@@ -140,6 +149,17 @@ class WorkerPool:
         else:
             self._enqueue(task)
         return task.ticket
+
+    def collect(self, tickets: Sequence[Ticket]) -> list[Verdict]:
+        """Waits for the verdicts on a step's tickets; those that come too late are `error`."""
+        wait(tickets, None if math.isinf(self._step_seconds) else self._step_seconds)
+        with self._lock:
+            late = [task for task in self._step.values() if not task.ticket.done()]
+        ours = set(tickets)
+        for task in late:
+            if task.ticket in ours:
+                self._settle(task, _error(f"no verdict within {self._step_seconds:g} s"))
+        return [ticket.result() for ticket in tickets]
 
     def ledger(self) -> dict[str, float]:
         """What was done since the last call, for the metrics. Forgets what was judged till then.
@@ -182,11 +202,14 @@ class WorkerPool:
         """In a thread of its own: hands tasks to one worker, and replaces it when it dies."""
         worker: _Worker | None = None
         while (task := self._tasks.get()) is not None:
+            if task.ticket.done():
+                continue  # it is too late for it
             waited = time.perf_counter() - task.submitted
             try:
                 verdict, worker = self._judge(task, worker)
             except BaseException as fault:  # noqa: BLE001 - whoever holds the ticket must hear of it
-                task.ticket.set_exception(fault)
+                if not task.ticket.done():
+                    task.ticket.set_exception(fault)
                 continue
             with self._lock:
                 self._counts["seconds/verify_queue"] += waited
@@ -250,6 +273,8 @@ class WorkerPool:
 
     def _settle(self, task: _Task, verdict: Verdict) -> None:
         with self._lock:
+            if task.verdict is not None:
+                return  # it came too late
             task.verdict = verdict
             self._counts["seconds/verify"] += verdict.seconds
             self._count(task.problem, verdict, task.holders)

@@ -445,3 +445,16 @@ def test_the_ledger_counts_by_verifier_and_outcome_and_begins_anew(pool: WorkerP
         "verify/joined": 0,
         "verify/workers_lost": 0,
     }
+
+
+def test_what_is_not_judged_in_a_steps_time_is_an_error_and_nothing_is_missing() -> None:
+    policy = Policy(cpu_seconds=100.0)
+    with WorkerPool(workers=1, policy=policy, step_seconds=3.0) as pool:
+        asked = [problem("graders:length", 1, "a"), problem("graders:sleeps", 1, "b")]
+        tickets = [pool.submit(one, boxed("5"), False) for one in asked]
+        tickets.append(pool.submit(problem("graders:length", 1, "c"), boxed("5"), False))
+        found = pool.collect(tickets)
+        ledger = pool.ledger()
+    assert [verdict.outcome for verdict in found] == ["correct", "error", "error"]
+    assert found[1].detail == "no verdict within 3 s"
+    assert ledger["verify/graders:sleeps/error"] == ledger["verify/graders:length/error"] == 1

@@ -223,7 +223,7 @@ def test_mistake_31_an_unknown_kind_of_problem_is_an_error_that_names_the_known_
 
 
 def test_mistake_32_every_kind_that_is_accepted_is_judged() -> None:
-    responses = {
+    responses: dict[str, list[tuple[Any, str]]] = {
         "math": [("5", r"\boxed{5}")],
         "code": [
             (
