@@ -1,0 +1,424 @@
+"""Programs and their verdicts: what each kind of problem accepts, and how failures are called."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from archer.types import Problem, Verdict
+from archer.verify.code import chosen_tests, judge_program, same_tokens, same_value
+from archer.verify.policy import Policy
+from archer.verify.sandbox.client import Sandbox
+from archer.verify.verifiers import verify
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+
+ADD = {
+    "kind": "stdin",
+    "tests": [{"input": "2 3", "output": "5"}, {"input": "1 1\n", "output": "2\n"}],
+}
+ADD_CALL = {
+    "kind": "call",
+    "name": "add",
+    "tests": [{"input": [2, 3], "output": 5}, {"input": [1, 1], "output": 2}],
+}
+ADD_ASSERT = {"kind": "assert", "code": "assert add(2, 3) == 5\nassert add([1], [2]) == [1, 2]"}
+QUICK = Policy(cpu_seconds=0.5)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as opened:
+        yield opened
+
+
+def problem(answer: dict[str, Any], id: str = "p") -> Problem:
+    return Problem(id=id, prompt="?", verifier="code", answer=answer)
+
+
+def judged(
+    sandbox: Sandbox, answer: dict[str, Any], program: str, policy: Policy = QUICK
+) -> Verdict:
+    return judge_program(problem(answer), program, policy, sandbox)
+
+
+def calls(name: str, *tests: tuple[list[Any], Any], **more: Any) -> dict[str, Any]:
+    rows = [{"input": given, "output": output} for given, output in tests]
+    return {"kind": "call", "name": name, "tests": rows, **more}
+
+
+# --- what is right and what is not ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        (ADD, "print(sum(map(int, input().split())))"),
+        (ADD, "import sys\na, b = map(int, open(0).read().split())\nsys.stdout.write(f'{a + b}')"),
+        (ADD, "if __name__ == '__main__':\n    print(sum(map(int, input().split())))\n    exit()"),
+        (ADD_CALL, "def add(a, b):\n    return a + b"),
+        (ADD_CALL, "class Solution:\n    def add(self, a, b):\n        return a + b"),
+        (ADD_CALL, "from operator import add"),
+        (ADD_CALL, "def add(a, b):\n    return a + b\nif __name__ == '__main__':\n    input()"),
+        ({**ADD_CALL, "name": "Solution.add"}, "def add(a, b):\n    return a + b"),
+        (ADD_ASSERT, "def add(a, b):\n    return a + b"),
+    ],
+)
+def test_a_right_program_is_correct(sandbox: Sandbox, answer: dict[str, Any], program: str) -> None:
+    verdict = judged(sandbox, answer, program)
+    assert (verdict.outcome, verdict.score, verdict.sandbox) == ("correct", 1.0, sandbox.level)
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "detail"),
+    [
+        ("print(5)", "wrong", "test 2 of 2: 5 is not 2"),
+        ("pass", "wrong", "test 1 of 2"),
+        ("x = (", "crashed", "SyntaxError"),
+        ("print(5)\nraise ValueError('no')", "crashed", "ValueError: no"),
+        ("print(5)\nimport sys\nsys.exit(3)", "crashed", "exit status 3"),
+        ("import ctypes\nctypes.string_at(0)", "crashed", "killed by signal 11"),
+        ("while True: pass", "limit", "more than 0.5 s of CPU time"),
+        ("import time\ntime.sleep(60)", "limit", "no end within"),
+        ("while True: print('y' * 10**5)", "limit", "too much output"),
+        ("x = bytearray(10**10)", "limit", "MemoryError"),
+    ],
+)
+def test_every_failure_has_its_name(
+    sandbox: Sandbox, program: str, outcome: str, detail: str
+) -> None:
+    verdict = judged(sandbox, ADD, program)
+    assert (verdict.outcome, verdict.score) == (outcome, 0.0)
+    assert detail in verdict.detail
+
+
+@pytest.mark.parametrize("answer", [ADD_CALL, ADD_ASSERT])
+@pytest.mark.parametrize(
+    ("program", "outcome"),
+    [
+        ("def add(a, b): pass", "wrong"),
+        ("def sub(a, b): return a + b", "crashed"),
+        ("", "crashed"),
+        ("def add(a, b): return {}[a]", "crashed"),
+        ("def add(a, b): raise SystemExit(0)", "crashed"),
+        ("import os\ndef add(a, b): os._exit(0)", "crashed"),
+        ("class E:\n    def __eq__(self, o): return True\ndef add(a, b): return E()", "wrong"),
+        ("class E(int):\n    __eq__ = lambda s, o: True\ndef add(a, b): return E(7)", "wrong"),
+        ("def add(a, b):\n    while True: pass", "limit"),
+        ("def add(a, b): return bytearray(10**10)", "limit"),
+    ],
+)
+def test_a_function_that_is_not_right_is_never_correct(
+    sandbox: Sandbox, answer: dict[str, Any], program: str, outcome: str
+) -> None:
+    assert judged(sandbox, answer, program).outcome == outcome
+
+
+@pytest.mark.parametrize("name", ["gcd", "add", "reduce", "count", "deque", "heapify", "randint"])
+def test_a_name_that_is_imported_for_everyone_solves_nothing(sandbox: Sandbox, name: str) -> None:
+    found = {
+        kind: judged(sandbox, answer, "pass").outcome
+        for kind, answer in {
+            "call": calls(name, ([4, 6], 2)),
+            "assert": {"kind": "assert", "code": f"assert {name}(4, 6) == 2"},
+        }.items()
+    }
+    assert found == {"call": "crashed", "assert": "crashed"}
+
+
+def test_programs_that_are_called_find_what_leetcode_imports_for_them(sandbox: Sandbox) -> None:
+    program = """
+class Solution:
+    def f(self, values: List[int]) -> Optional[int]:
+        counts, heap = Counter(values), []
+        for value in values:
+            heappush(heap, -value)
+        @cache
+        def power(n): return pow(2, n, 1000) + gcd(n, n) + bisect_left([1, 2], n)
+        return [counts[1], heappop(heap), power(3), min(inf, 1.5), SortedList([2])[0]]
+"""
+    answer = calls("Solution.f", ([[1, 1, 3]], [2, -3, 13, 1.5, 2]))
+    assert judged(sandbox, answer, "import sortedcontainers" + program).outcome == "correct"
+    assert judged(sandbox, {**ADD}, "print(gcd(2, 3))").outcome == "crashed"  # not by stdin
+
+
+def test_lists_and_trees_are_made_where_the_annotations_ask_for_them(sandbox: Sandbox) -> None:
+    program = """
+class Solution:
+    def turned(self, head: Optional[ListNode]) -> Optional[ListNode]:
+        last = None
+        while head:
+            head.next, last, head = last, head, head.next
+        return last
+    def mirror(self, root: 'TreeNode | None') -> 'TreeNode | None':
+        if root:
+            root.left, root.right = self.mirror(root.right), self.mirror(root.left)
+        return root
+    def merged(self, lists: List[Optional[ListNode]]) -> Optional[ListNode]:
+        values = []
+        for node in lists:
+            while node:
+                values.append(node.val)
+                node = node.next
+        first = None
+        for value in sorted(values, reverse=True):
+            first = ListNode(value, first)
+        return first
+"""
+    for answer in (
+        calls("Solution.turned", ([[1, 2, 3]], [3, 2, 1]), ([[]], [])),
+        calls("Solution.mirror", ([[1, 2, 3, None, 4]], [1, 3, 2, None, None, 4]), ([[]], [])),
+        calls("Solution.merged", ([[[1, 4], [], [2, 3]]], [1, 2, 3, 4])),
+    ):
+        assert judged(sandbox, answer, program).outcome == "correct"
+    code = (
+        "def check(candidate):\n"
+        "    assert is_same_list(candidate(list_node([1, 2])), list_node([2, 1]))\n"
+        "    assert candidate(None) is None\n"
+        "check(Solution().turned)\n"
+        "assert is_same_tree(Solution().mirror(tree_node([1, 2])), tree_node([1, None, 2]))"
+    )
+    assert judged(sandbox, {"kind": "assert", "code": code}, program).outcome == "correct"
+
+
+def test_test_code_may_look_at_changed_arguments_iterators_callbacks_and_exceptions(
+    sandbox: Sandbox,
+) -> None:
+    program = """
+def order(x, seen):
+    x.sort()
+    seen[1] = {2}
+def apply(f, x): return f(f(x))
+def items():
+    yield from range(3)
+def refuse(): raise ValueError("no")
+class Stack:
+    def __init__(self): self.kept = []
+    def push(self, x): self.kept.append(x)
+    def pop(self): return self.kept.pop()
+"""
+    code = """
+x, seen = [3, 1, 2], {}
+order(x, seen)
+assert x == [1, 2, 3] and seen == {1: {2}}
+assert apply(lambda n: n * 3, 2) == 18
+assert list(items()) == [0, 1, 2] and sum(items()) == 3
+try:
+    refuse()
+except ValueError as fault:
+    assert str(fault) == "no"
+else:
+    assert False
+stack = Stack()
+stack.push((1, "a"))
+assert stack.pop() == (1, "a")
+"""
+    verdict = judged(sandbox, {"kind": "assert", "code": code}, program)
+    assert verdict.outcome == "correct", verdict.detail
+    assert judged(sandbox, {"kind": "assert", "code": code}, program + "items = len").outcome != (
+        "correct"
+    )
+
+
+# --- several right answers ---
+
+
+def test_floats_may_differ_only_where_the_problem_says_so(sandbox: Sandbox) -> None:
+    third = {"kind": "stdin", "tests": [{"input": "", "output": "0.3333333 yes"}]}
+    assert judged(sandbox, third, "print(1/3, 'yes')").outcome == "wrong"
+    assert judged(sandbox, {**third, "tolerance": 1e-6}, "print(1/3, 'yes')").outcome == "correct"
+    assert judged(sandbox, {**third, "tolerance": 1e-6}, "print(0.34, 'yes')").outcome == "wrong"
+    tenths = calls("f", ([], [0.3]))
+    assert judged(sandbox, tenths, "def f(): return [0.1 + 0.2]").outcome == "wrong"
+    tolerant = {**tenths, "tolerance": 1e-9}
+    assert judged(sandbox, tolerant, "def f(): return [0.1 + 0.2]").outcome == "correct"
+
+
+def test_a_checker_decides_where_a_problem_has_one(sandbox: Sandbox) -> None:
+    checker = "def check(input, output, expected):\n    return sorted(output) == sorted(expected)"
+    permuted = calls("f", ([3], [0, 1, 2]), checker=checker)
+    assert judged(sandbox, permuted, "def f(n): return [*range(n)][::-1]").outcome == "correct"
+    assert judged(sandbox, permuted, "def f(n): return [0] * n").outcome == "wrong"
+    unreadable = judged(sandbox, permuted, "def f(n): return n")
+    assert unreadable.outcome == "wrong" and "can't read" in unreadable.detail
+    by_text = {**ADD, "checker": "check = lambda i, o, e: int(o) == sum(map(int, i.split()))"}
+    assert judged(sandbox, by_text, "print(eval('+'.join(input().split())))").outcome == "correct"
+    assert judged(sandbox, by_text, "print('five')").outcome == "wrong"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {**ADD, "checker": "def check(input, output, expected): return 1 / 0"},
+        {**ADD, "checker": "def chek(): pass"},
+        {**ADD, "checker": "import os\nos._exit(0)"},
+        {"kind": "assert", "code": "assert add(2, 3"},
+        {"kind": "assert", "code": "assert 1 == 1"},
+        {"kind": "assert", "code": "import no_such_module\nassert add(2, 3) == 5"},
+    ],
+)
+def test_a_problem_that_is_broken_is_the_graders_error(
+    sandbox: Sandbox, broken: dict[str, Any]
+) -> None:
+    program = "def add(a, b): return a + b\nif __name__ == '__main__':\n    print(5)"
+    verdict = judged(sandbox, broken, program)
+    assert (verdict.outcome, verdict.score) == ("error", 0.0), verdict.detail
+
+
+# --- the policy ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        (ADD, "print(5)"),
+        (ADD_CALL, "def add(a, b): return 5"),
+        (ADD_ASSERT, "def add(a, b): return 5"),
+        (ADD_CALL, "import os\ndef add(a, b):\n    return 5 if a == 2 else os._exit(1)"),
+    ],
+)
+def test_the_share_of_the_tests_is_the_score_where_it_is_asked_for(
+    sandbox: Sandbox, answer: dict[str, Any], program: str
+) -> None:
+    assert judged(sandbox, answer, program).score == 0.0
+    verdict = judged(sandbox, answer, program, Policy(cpu_seconds=0.5, partial=True))
+    assert verdict.score == 0.5 and verdict.outcome in ("wrong", "crashed")
+
+
+def test_a_subset_of_the_tests_is_the_same_for_every_sample() -> None:
+    tests = [{"input": str(i), "output": str(i)} for i in range(20)]
+    one = problem({"kind": "stdin", "tests": tests}, id="one")
+    drawn = chosen_tests(one, 5)
+    assert len(drawn) == 5 and drawn == [test for test in tests if test in drawn]
+    assert drawn == chosen_tests(one, 5)
+    assert drawn != chosen_tests(problem({"kind": "stdin", "tests": tests}, id="two"), 5)
+    assert chosen_tests(one, 0) == chosen_tests(one, 99) == tests
+
+
+def test_the_time_limit_is_for_each_test_and_counts_cpu_time(sandbox: Sandbox) -> None:
+    spin = "import time\ndef f(x):\n    end = time.process_time() + x\n"
+    spin += "    while time.process_time() < end: pass\n    return x"
+    tests = [([seconds], seconds) for seconds in (0.2, 0.3, 0.25, 0.3)]
+    assert judged(sandbox, calls("f", *tests, time_limit_s=0.5), spin).outcome == "correct"
+    assert judged(sandbox, calls("f", *tests, time_limit_s=0.28), spin).outcome == "limit"
+    slept = "import time\ndef f(x):\n    time.sleep(x)\n    return x"
+    assert judged(sandbox, calls("f", *tests, time_limit_s=0.1), slept).outcome == "correct"
+
+
+def test_the_memory_limit_is_the_problems(sandbox: Sandbox) -> None:
+    hungry = "x = bytearray(300 * 2**20)\nprint(sum(map(int, input().split())))"
+    assert judged(sandbox, ADD, hungry).outcome == "correct"
+    assert judged(sandbox, {**ADD, "memory_limit_mb": 256}, hungry).outcome == "limit"
+
+
+# --- what is taken from a response ---
+
+
+@pytest.mark.parametrize(
+    ("response", "in_thought", "outcome"),
+    [
+        ("```python\nprint(sum(map(int, input().split())))\n```", False, "correct"),
+        (
+            "```python\nprint(0)\n```\n\n```py\nprint(sum(map(int, input().split())))\n```",
+            False,
+            "correct",
+        ),
+        ("<think>```python\nprint(sum(map(int, input().split())))\n```", False, "no_answer"),
+        ("```python\nprint(sum(map(int, input().split())))\n```", True, "no_answer"),
+        ("hm</think>\n```\nprint(sum(map(int, input().split())))\n```", True, "correct"),
+        ("print(sum(map(int, input().split())))", False, "no_answer"),
+        ("```python\nprint(sum(map(int, input().split())))", False, "no_answer"),
+    ],
+)
+def test_the_last_complete_block_outside_the_thought_is_judged(
+    response: str, in_thought: bool, outcome: str
+) -> None:
+    assert verify(problem(ADD), response, in_thought, QUICK).outcome == outcome
+
+
+# --- when the sandbox fails ---
+
+
+def servers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+        and any("sandbox.server" in word for word in process.cmdline())
+    ]
+
+
+def test_a_fork_server_that_dies_loses_no_verdict() -> None:
+    with Sandbox() as sandbox:
+        assert judged(sandbox, ADD, "print(5)").outcome == "wrong"
+        for kill in (0, -1):  # the server, and the link that stands above it
+            os.kill(servers()[kill].pid, signal.SIGKILL)
+            right = "print(sum(map(int, input().split())))"
+            assert judged(sandbox, ADD, right).outcome == "correct"
+
+
+def test_without_a_sandbox_there_is_an_error_and_no_verdict(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("namespaces are forbidden here")
+
+    monkeypatch.setattr("archer.verify.sandbox.client._map_users", fails)
+    with Sandbox("full") as none, pytest.raises(OSError, match="forbidden"):
+        judged(none, ADD, "print(5)")
+
+
+def test_a_level_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="use one of auto, full, restricted, weak"):
+        Policy(sandbox="strong")
+    with pytest.raises(ValueError, match="use one of auto, full, restricted, weak"):
+        Sandbox("strong")
+
+
+# --- comparing ---
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "tolerance", "same"),
+    [
+        (b"1 2\n3", b"1\n2 3\n\n", 0, True),
+        (b"1 2", b"1 2 3", 0, False),
+        (b"", b"", 0, True),
+        (b"1.0", b"1", 0, False),
+        (b"1.0", b"1", 1e-9, True),
+        (b"1_0", b"10", 1e-9, False),
+        (b"Yes", b"YES", 0, False),
+        (b"inf", b"inf", 1e-9, True),
+        (b"nan", b"1", 1e-9, False),
+    ],
+)
+def test_outputs_are_compared_word_by_word(
+    output: bytes, expected: bytes, tolerance: float, same: bool
+) -> None:
+    assert same_tokens(output, expected, tolerance) is same
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "same"),
+    [
+        ((1, [2, (3,)]), [1, [2, [3]]], True),
+        ([1, 2], [1, 2, 3], False),
+        ({1: "a", None: 2}, {"1": "a", "null": 2}, True),
+        ({1: "a", "1": "b"}, {"1": "b"}, False),
+        ({1, 2}, [1, 2], False),
+        (2, 2.0, True),
+        ("2", 2, False),
+        (None, [], False),
+        (float("nan"), float("nan"), True),
+    ],
+)
+def test_results_are_compared_as_json_would_write_them(
+    value: Any, expected: Any, same: bool
+) -> None:
+    assert same_value(value, expected) is same
