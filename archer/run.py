@@ -154,7 +154,7 @@ def open_run(
     try:
         _take_recipe(folder / "config.toml", config, say)
         run = Run(folder, config, lock)
-        state = _newest_state(folder)
+        state = _newest_state(run)
         _cut_back(run, state.step)
     except BaseException:
         lock.close()
@@ -233,9 +233,11 @@ def _seal(folder: Path, state: State) -> None:
     sync_folder(folder)
 
 
-def _newest_state(folder: Path) -> State:
-    steps = checkpoint_steps(folder)
-    return read_checkpoint(folder / "checkpoints" / f"step-{steps[-1]:06d}") if steps else State()
+def _newest_state(run: Run) -> State:
+    steps = checkpoint_steps(run.folder)
+    if not steps:
+        return State(entropy_coefficient=run.config.entropy.coefficient)
+    return read_checkpoint(run.path("checkpoints", steps[-1]))
 
 
 def _cut_back(run: Run, step: int) -> None:
@@ -264,6 +266,8 @@ def _fork(source: Path, target: Path, config: Config, say: Callable[[str], None]
         raise ValueError(f"{source} has no checkpoint to fork from; train it first")
     checkpoint = source / "checkpoints" / f"step-{steps[-1]:06d}"
     state = replace(read_checkpoint(checkpoint), best_score=None, best_step=None)
+    if config.entropy != load_config(source / "config.toml").entropy:
+        state = replace(state, entropy_coefficient=config.entropy.coefficient)
     aside = target.with_name(f".{target.name}{PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
     for kind in ("rollouts", "eval"):

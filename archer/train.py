@@ -114,8 +114,6 @@ def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None
     ):
         if state.step:
             engine.load(run.path("checkpoints", state.step))
-        if state.step == 0 or config.entropy.target is None:  # else it has moved since
-            state = replace(state, entropy_coefficient=config.entropy.coefficient)
         recipe = config.model_dump(mode="json")
         sinks = open_sinks(config.log.sinks, run.folder, config.log.project, state.step, recipe)
         loop = Loop(run, config, data, engine, verifiers, terminal, sinks, stop)

@@ -163,6 +163,19 @@ def test_a_fork_learns_with_the_entropy_coefficient_that_it_was_given(tmp_path: 
     assert found == [None, 0.01, 0.25]
 
 
+def test_a_fork_that_is_given_a_target_starts_at_the_coefficient_beside_it(tmp_path: Path) -> None:
+    """Where the target stays as it was, the coefficient has moved, and goes on from there."""
+    trained(tmp_path, "entropy.coefficient=0.01")
+    recipe = str(tmp_path / "recipe.toml")
+    held = ["entropy.coefficient=0.25", "entropy.target=99", "entropy.delta=0.005"]
+    for source, fork, steps in (("run", "one", 2), ("one", "two", 3)):
+        knobs = [*held, f"train.steps={steps}", f"update.passes={steps}", "--quiet"]
+        folders = ["--run", str(tmp_path / source), "--fork", str(tmp_path / fork)]
+        assert main(["train", recipe, *knobs, *folders]) == 0
+    found = [row.get("entropy_coefficient") for row in lines(tmp_path / "two/metrics.jsonl")]
+    assert found == [None, 0.01, 0.25, 0.255]
+
+
 # ------------------------------------------------------------------ functions of the user's own
 
 
