@@ -101,12 +101,12 @@ def load_data(config: Config) -> Data:
             f"every training prompt is longer than data.max_prompt_tokens = {limit}: raise it"
         )
     longest = max((len(render(p).token_ids) for problems in kept for p in problems), default=0)
-    answer = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
+    answer, knob = longest_answer(config)
     context = load_config(config.model.name, revision=config.model.revision).max_position_embeddings
     if longest + answer > context:
         raise ValueError(
             f"prompts of up to {longest} and completions of up to {answer} tokens need a context "
-            f"of {longest + answer}, {config.model.name} has {context}: lower rollout.max_tokens "
+            f"of {longest + answer}, {config.model.name} has {context}: lower {knob} "
             "(--max-tokens of archer eval)"
         )
     return Data(
@@ -117,6 +117,14 @@ def load_data(config: Config) -> Data:
         counts=counts,
         overlong_dropped=dropped,
         longest_prompt=longest,
+    )
+
+
+def longest_answer(config: Config) -> tuple[int, str]:
+    """Tokens of the longest completion that a recipe allows, and the knob that allows it."""
+    return max(
+        (config.eval.max_tokens or 0, "eval.max_tokens"),
+        (config.rollout.max_tokens, "rollout.max_tokens"),
     )
 
 

@@ -573,6 +573,12 @@ def test_an_answer_longer_than_a_known_context_is_an_error() -> None:
         plan(config)
 
 
+def test_an_evaluated_answer_longer_than_a_known_context_is_an_error() -> None:
+    config = recipe(model={"name": "Qwen/Qwen2.5-Math-1.5B"}, eval={"max_tokens": 4096})
+    with pytest.raises(ValueError, match=r"4096 tokens do not fit .* 4096: lower eval\.max_tok"):
+        plan(config)
+
+
 def test_lengths_come_from_the_prompts_where_they_can_be_read() -> None:
     config = recipe(prompt={"template": "raw"}, rollout={"max_tokens": 100})
     data = load_data(config)

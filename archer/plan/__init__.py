@@ -42,7 +42,7 @@ from archer.plan.missing import (
     missing_sinks,
     missing_sources,
 )
-from archer.setup import Data, check_recipe, load_data, num_threads
+from archer.setup import Data, check_recipe, load_data, longest_answer, num_threads
 
 WIDTH = 80
 
@@ -89,11 +89,11 @@ def plan(config: Config) -> str:
 
 def _check_context(config: Config, shape: ModelShape) -> None:
     """Prompts that can be read are checked with the data; this is for those that cannot yet."""
-    answer = config.rollout.max_tokens
+    answer, knob = longest_answer(config)
     if answer >= shape.max_positions:
         raise ValueError(
             f"completions of up to {answer} tokens do not fit into the context of "
-            f"{config.model.name}, {shape.max_positions}: lower rollout.max_tokens"
+            f"{config.model.name}, {shape.max_positions}: lower {knob}"
         )
 
 
