@@ -151,7 +151,10 @@ def summarise_groups(
     ]
     judged = [own for own in scores if own]
     if not judged:
-        raise ValueError("every verdict of this evaluation is a grader error; see the outcomes")
+        raise ValueError(
+            "every verdict of this evaluation is a grader error, the first one "
+            f"{rollouts[0].verdict.detail!r}; mend the verifier"
+        )
     means = interval([sum(own) / len(own) for own in judged], seed=seed)
     right = [(len(own), sum(score >= 1 for score in own)) for own in judged]
     fewest = min(n for n, _ in right)
