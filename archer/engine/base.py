@@ -30,11 +30,6 @@ class Sampling:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
 
-    @property
-    def truncated(self) -> bool:
-        """Whether tokens are drawn from less than the whole distribution."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

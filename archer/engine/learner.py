@@ -90,7 +90,7 @@ class Learner:
             part = take(minibatch, rows)
             parts.append(self._backward(part, objective))
             trained += len(part.tokens)
-        norm = self._gather_gradients()
+        norm = self._gradient_norm()
         # A clipped ratio that is not a number has a gradient of 0: only the loss tells.
         finite = bool(torch.isfinite(norm)) and math.isfinite(sum(p["loss"][0] for p in parts))
         if finite and parts:
@@ -127,7 +127,7 @@ class Learner:
                 weight.grad = None
         return found.tallies
 
-    def _gather_gradients(self) -> Tensor:
+    def _gradient_norm(self) -> Tensor:
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         return nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
 

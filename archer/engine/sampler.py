@@ -140,8 +140,8 @@ class Sampler:
             logits: list[Tensor] = []
             if waiting and (not rows or free >= max(1, num_slots // REFILL_SHARE)):
                 entering = [waiting.pop() for _ in range(min(free, len(waiting)))]
-                arguments = (requests, shared, sampling, prompts, rows, cache)
-                logits.append(self._admit(entering, *arguments))
+                first = self._admit(entering, requests, shared, sampling, prompts, rows, cache)
+                logits.append(first)
             fed = len(rows) - sum(map(len, logits))
             if fed:
                 logits.insert(0, self._step(rows[:fed], cache, device))

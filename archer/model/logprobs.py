@@ -128,10 +128,9 @@ class FusedHead(nn.Module):
         if self._scoring is None:
             return linear(hidden, self.weight, self.bias)
         targets, temperature, chosen = self._scoring
-        rows = hidden.reshape(-1, hidden.shape[-1])
         if chosen is not None:
-            rows = rows.index_select(0, chosen)
-            hidden = rows[None]
+            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, chosen)[None]
+        rows = hidden.reshape(-1, hidden.shape[-1])
         assert len(rows) == len(targets), f"{len(rows)} rows reach the head, {len(targets)} targets"
         scores = fused_logprobs(rows, self.weight, targets, bias=self.bias, temperature=temperature)
         # FSDP2 hangs a hook on what the model returns: it must not be a view, so stacked last.
