@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import archer.train
 from archer.cli import main
 from archer.config import load_config
 from archer.data.problems import read_problems
@@ -150,6 +151,19 @@ def test_the_only_update_of_a_step_is_on_policy_to_the_last_bit(tmp_path: Path, 
     assert row["weighted_unlike_grpo"] == 0
 
 
+def test_a_group_whose_greedy_answer_was_not_judged_does_not_teach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_first(*arguments: Any) -> list[float | None]:
+        return [None, *greedy_rewards(*arguments)[1:]]
+
+    monkeypatch.setattr(archer.train, "greedy_rewards", without_the_first)
+    row = trained(tmp_path, "advantage.name=remax")[-1]
+    answers = lines(tmp_path / "run/rollouts/step-000001.jsonl")
+    assert row["groups/greedy_error"] == 1
+    assert {answer["group"] for answer in answers if answer["advantage"] is None} == {0}
+
+
 # ------------------------------------------------------------------ forks
 
 
@@ -215,7 +229,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_its_metrics_are_json(
     assert row["updates"] == row["updates/skipped"] > 0
 
 
-def test_a_group_whose_greedy_answer_was_not_judged_does_not_teach(own_module: Path) -> None:
+def test_a_greedy_answer_that_was_not_judged_has_no_reward(own_module: Path) -> None:
     config = load_config(write_recipe(own_module), ["advantage.name=remax", "train.steps=1"])
     data = load_data(config)
     (broken,) = read_problems(own_module / "broken.jsonl")
