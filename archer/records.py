@@ -111,16 +111,16 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 
 def write_rollouts(
-    path: Path, groups: Sequence[Group], advantages: Mapping[str, list[float]]
+    path: Path, groups: Sequence[Group], advantages: Mapping[int, list[float]]
 ) -> None:
     """One line a completion: the problem's row, `response`, verdict, reward, advantage, scalars.
 
-    `archer grade` reads these lines as they are. `advantages` maps a group's place ("0", "1" ...)
-    among `groups` to its rollouts' advantages; groups that did not teach are not in it.
+    `archer grade` reads these lines as they are. `advantages` maps a group's place among
+    `groups` to its rollouts' advantages; groups that did not teach are not in it.
     """
     with written_whole(path) as file:
         for place, group in enumerate(groups):
-            own = advantages.get(str(place))
+            own = advantages.get(place)
             for sample, rollout in enumerate(group.rollouts):
                 completion = rollout.completion
                 line = {

@@ -185,7 +185,7 @@ class Loop:
             check_errors(verdicts_of(groups), config.verify.max_error_share)
             teach, counts = select_step(groups, config.rollout)
             tallies: Tallies = {}
-            advantages: dict[str, list[float]] = {}
+            advantages: dict[int, list[float]] = {}
             lr = learning_rate(config.update, step, config.train.steps)
             if teach:
                 tallies, advantages = self._learn(step, before, groups, teach, lr, clock)
@@ -267,7 +267,7 @@ class Loop:
         teach: Sequence[Group],
         lr: float,
         clock: Clock,
-    ) -> tuple[Tallies, dict[str, list[float]]]:
+    ) -> tuple[Tallies, dict[int, list[float]]]:
         """All optimizer steps of a step; returns their tallies and the advantages by group."""
         config, advantage = self.config, choose_advantage(self.config)
         greedy, errors = None, 0
@@ -408,15 +408,15 @@ def learning_rate(update: UpdateConfig, step: int, steps: int) -> float:
 
 def advantages_by_place(
     groups: Sequence[Group], teach: Sequence[Group], advantages: Sequence[list[float]]
-) -> dict[str, list[float]]:
-    """The advantages of the groups that teach, under their places ("0", "1" ...) among all.
+) -> dict[int, list[float]]:
+    """The advantages of the groups that teach, under their places among all.
 
     Groups are told apart by their completions: one problem can stand in a step twice, and shaping
     makes new groups of the same completions.
     """
     first = [id(group.rollouts[0].completion) for group in groups]
     places = [first.index(id(group.rollouts[0].completion)) for group in teach]
-    return {str(place): own for place, own in zip(places, advantages, strict=True)}
+    return dict(zip(places, advantages, strict=True))
 
 
 def step_metrics(groups: Sequence[Group]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_the_lines_of_a_run_are_rows_as_they_are(tmp_path: Path) -> None:
     )
     rollouts = tmp_path / "step-000001.jsonl"
     groups = [Group(problem=problem, rollouts=(rollout, rollout))]
-    write_rollouts(rollouts, groups, {"0": [1.0, -1.0]})
+    write_rollouts(rollouts, groups, {0: [1.0, -1.0]})
     answered = [to_answered(line, where="here") for line in read(rollouts)]
     assert answered == [Answered(problem=problem, response="</think> 5", in_thought=True)] * 2
 

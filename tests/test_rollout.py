@@ -171,7 +171,7 @@ def test_a_problem_that_stands_in_a_step_twice_keeps_two_sets_of_advantages(
     same = [replace(group, problem=groups[0].problem) for group in groups]
     shaped, _ = shape_overlong(same[1:3], limit=3, buffer=3)
     found = advantages_by_place(same, shaped, [[0.5], [-0.5]])
-    assert found == {"1": [0.5], "2": [-0.5]}
+    assert found == {1: [0.5], 2: [-0.5]}
 
 
 @pytest.mark.parametrize(
