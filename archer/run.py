@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -76,10 +77,6 @@ class Run:
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All lines so far; a line that a kill tore is not one."""
-        return [row for row in _lines(self.folder / "metrics.jsonl") if row is not None]
-
     def keep_groups(self, step: int, groups: StepGroups) -> None:
         """Puts a step's judged groups on disk before they are learned from."""
         save_groups(self.path("pending", step, ".npz"), groups)
@@ -107,8 +104,6 @@ class Run:
         except BaseException:  # what was written of it must not keep a full disk full
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        if target.exists():  # left by a run that was cut back behind it
-            shutil.rmtree(target)
         os.rename(aside, target)
         sync_folder(target.parent)
         self._prune(state)
@@ -177,7 +172,7 @@ def _take_recipe(stored: Path, config: Config, say: Callable[[str], None]) -> No
         free, fixed = changed_knobs(before, config)
         if fixed:
             raise ValueError(
-                f"{stored.parent} was begun with other knobs: "
+                f"{folder} was begun with other knobs: "
                 f"{_differences(before, config, fixed)}; "
                 "set them back, or continue in a new folder with --fork NEWDIR"
             )
@@ -242,15 +237,15 @@ def _newest_state(run: Run) -> State:
 
 def _cut_back(run: Run, step: int) -> None:
     """Removes what was written after the checkpoint of `step`, and what a kill left half done."""
+    last = step or -1  # without a checkpoint, what came before the first step is done again too
     path = run.folder / "metrics.jsonl"
     if path.exists():
-        rows = [row for row in _lines(path) if row is not None and row["step"] <= step]
-        kept = rows if step else []
+        rows = [row for row in _whole_lines(path) if row["step"] <= last]
         with written_whole(path) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     for kind in ("rollouts", "eval"):
         for written, path in _of_steps(run.folder / kind):
-            if written > step or step == 0:
+            if written > last:
                 path.unlink()
     for kind in FOLDERS:  # what lies beside them is written anew at every start
         for path in (run.folder / kind).glob(f".*{PARTIAL}"):
@@ -276,11 +271,8 @@ def _fork(source: Path, target: Path, config: Config, say: Callable[[str], None]
             if step <= state.step:
                 shutil.copy2(path, aside / kind / path.name)
     copied = aside / "checkpoints" / checkpoint.name
-    shutil.copytree(checkpoint, copied)
-    (copied / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-    manifest = json.loads((copied / MANIFEST).read_text())
-    manifest["files"][STATE] = checksum(copied / STATE)
-    (copied / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.copytree(checkpoint, copied, ignore=shutil.ignore_patterns(MANIFEST))
+    _seal(copied, state)
     if (source / "metrics.jsonl").exists():
         shutil.copy2(source / "metrics.jsonl", aside / "metrics.jsonl")
     (aside / "config.toml").write_text(config_toml(config), encoding="utf-8")
@@ -306,15 +298,12 @@ def _differences(before: Config, after: Config, names: Sequence[str]) -> str:
     return ", ".join(f"{name} = {old.get(name)!r} -> {new.get(name)!r}" for name in names)
 
 
-def _lines(path: Path) -> list[dict[str, Any] | None]:
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any] | None] = []
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file without those that a kill tore."""
+    rows = []
     for line in path.read_bytes().splitlines():
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            rows.append(None)
     return rows
 
 
