@@ -80,12 +80,14 @@ def to_problem(row: Row, *, where: str, verifiers: Collection[str] | None = None
         if not row[name]:
             raise ValueError(f'{where}: "{name}" is empty; give it a text')
     verifier = row["verifier"]
-    is_import = re.fullmatch(r"[\w.]+:\w+", verifier) is not None
+    is_import = re.fullmatch(OWN_VERIFIER, verifier) is not None
     if verifiers is not None and verifier not in verifiers and not is_import:
         cure = nearest(verifier, sorted(verifiers))
         raise ValueError(f'{where}: unknown verifier "{verifier}"; {cure} (or "module:function")')
     if verifier in ANSWER_SHAPES:
         ANSWER_SHAPES[verifier](row["answer"], where)
+    if verifier in ("choice", "composite") and "choices" in row.get("meta", {}):
+        _choices(row["meta"]["choices"], where)
     return Problem(
         id=row["id"],
         prompt=_prompt(row["prompt"], where),
@@ -159,7 +161,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def _text_or_texts(answer: object, where: str) -> None:
-    """The answer of `math` and `exact`: a text, or a list of accepted texts."""
+    """The answer of `math`, `exact`, `normalised`: a text, or a list of accepted texts."""
     texts = answer if isinstance(answer, list) else [answer]
     if not texts:
         raise ValueError(f'{where}: "answer" is an empty list; give at least one accepted text')
@@ -226,9 +228,115 @@ def _reasoning_gym(answer: object, where: str) -> None:
         _wrong(where, '"answer"', answer, 'an object with "task" (a text) and "entry" (an object)')
 
 
+def _choice(answer: object, where: str) -> None:
+    """The answer of `choice`: a letter, or a list of accepted letters."""
+    letters = answer if isinstance(answer, list) else [answer]
+    if not letters or not all(isinstance(x, str) and re.fullmatch("[A-Z]", x) for x in letters):
+        _wrong(where, '"answer"', answer, 'a letter from A to Z, "C", or a list of letters')
+
+
+def _choices(choices: object, where: str) -> None:
+    """What `choice` may find in `meta`: the texts of the choices, in order."""
+    if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
+        _wrong(where, '"meta.choices"', choices, "a list of texts")
+
+
+def _json_schema(answer: object, where: str) -> None:
+    """The answer of `json_schema`: the schema, and a value where just one is right."""
+    fields = _object(answer, where, needed=("schema",), optional=("value",))
+    if not isinstance(fields["schema"], dict):
+        _wrong(where, '"answer.schema"', fields["schema"], "an object, the JSON schema")
+
+
+def _no_answer(answer: object, where: str) -> None:
+    """The answer of `thought_format`: it judges the form alone."""
+    if answer is not None:
+        _wrong(where, '"answer"', answer, "null; the form alone is judged")
+
+
+def _language(answer: object, where: str) -> None:
+    """The answer of `language`: which one, what share of the text, and whether of the thought."""
+    fields = _object(answer, where, needed=("language",), optional=("min_share", "thought"))
+    codes, share, thought = fields["language"], fields.get("min_share", 1), fields.get("thought")
+    listed = codes if isinstance(codes, list) else [codes]
+    if not listed or not all(isinstance(x, str) and re.fullmatch("[a-z]{2}", x) for x in listed):
+        wanted = 'a code of two letters, "de", or a list of codes'
+        _wrong(where, '"answer.language"', codes, wanted)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        _wrong(where, '"answer.min_share"', share, "a number above 0 and up to 1")
+    if "thought" in fields and not isinstance(thought, bool):
+        _wrong(where, '"answer.thought"', thought, "true or false")
+
+
+NO_PARTS = ("composite", "code")
+"""What can't be part of a composite: itself, and what needs a sandbox."""
+
+
+def _composite(answer: object, where: str) -> None:
+    """The answer of `composite`: verifiers with their answers, weights and gates."""
+    parts = _object(answer, where, needed=("parts",))["parts"]
+    if not isinstance(parts, list) or not parts:
+        _wrong(where, '"answer.parts"', parts, "a list of at least one part")
+    for number, part in enumerate(parts):
+        _part(part, f"answer.parts[{number}]", where)
+    if not any(part.get("weight", not part.get("gate")) for part in parts):
+        raise ValueError(f"{where}: no part of the composite has a weight; give one above 0")
+
+
+def _part(part: object, name: str, where: str) -> None:
+    known = {"needed": ("verifier", "answer"), "optional": ("weight", "gate")}
+    fields = _object(part, where, name=name, **known)
+    verifier, gate = fields["verifier"], fields.get("gate", False)
+    if not isinstance(verifier, str) or not verifier:
+        _wrong(where, f'"{name}.verifier"', verifier, "the name of a verifier")
+    if verifier in NO_PARTS:
+        _wrong(where, f'"{name}.verifier"', verifier, "another one, or a row of its own")
+    if verifier not in ANSWER_SHAPES and not re.fullmatch(OWN_VERIFIER, verifier):
+        cure = nearest(verifier, sorted(ANSWER_SHAPES.keys() - set(NO_PARTS)))
+        raise ValueError(f'{where}: unknown verifier "{verifier}" in "{name}"; {cure}')
+    if not isinstance(gate, bool):
+        _wrong(where, f'"{name}.gate"', gate, "true or false")
+    weight, least = fields.get("weight", 1), "a number from 0" if gate else "a number above 0"
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 <= weight < float("inf") or (weight == 0 and not gate):
+        _wrong(where, f'"{name}.weight"', weight, least)
+    if verifier in ANSWER_SHAPES:
+        ANSWER_SHAPES[verifier](fields["answer"], f"{where}: in {name}")
+
+
+def _object(
+    value: object,
+    where: str,
+    *,
+    name: str = "answer",
+    needed: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+) -> Row:
+    """The value, where it is an object with just these keys."""
+    if not isinstance(value, dict):
+        _wrong(where, f'"{name}"', value, f"an object with {_list(needed + optional)}")
+    for key in needed:
+        if key not in value:
+            raise ValueError(f'{where}: "{name}.{key}" is missing; give it')
+    for key in value:
+        if key not in needed + optional:
+            cure = nearest(key, needed + optional)
+            raise ValueError(f'{where}: unknown key "{name}.{key}"; {cure}')
+    return value
+
+
+OWN_VERIFIER = r"[\w.]+:\w+"
+"""The name of a user's own, "module:function"."""
+
 ANSWER_SHAPES: dict[str, Callable[[object, str], None]] = {
     "math": _text_or_texts,
     "exact": _text_or_texts,
+    "normalised": _text_or_texts,
+    "choice": _choice,
+    "json_schema": _json_schema,
+    "thought_format": _no_answer,
+    "language": _language,
+    "composite": _composite,
     "code": _code,
     "reasoning_gym": _reasoning_gym,
 }

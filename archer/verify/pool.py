@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,7 @@ from typing import Any, Protocol, runtime_checkable
 import archer
 from archer.types import Problem, Verdict
 from archer.verify.policy import Policy
-from archer.verify.verifiers import MAX_DETAIL, quick_verdict
+from archer.verify.verifiers import MAX_DETAIL, judged_part, quick_verdict
 
 Ticket = Future[Verdict]
 """What a submitted response is exchanged for; `ticket.result()` waits for the verdict."""
@@ -50,7 +50,7 @@ class Verifiers(Protocol):
     """Whoever turns responses into verdicts: workers on this machine, or on a cluster."""
 
     def submit(self, problem: Problem, response: str, in_thought: bool) -> Ticket:
-        """Has a response judged. Equal ones between two calls of `ledger` are judged once."""
+        """Has a response judged. Equal answers between two calls of `ledger` are judged once."""
         ...
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Verdict]:
@@ -112,7 +112,7 @@ class WorkerPool:
         self._step_seconds = step_seconds
         self._lock = threading.Lock()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._step: dict[tuple[str, str, str, bool], _Task] = {}
+        self._step: dict[tuple[str, str, Hashable], _Task] = {}
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._closing = False
         self._workers: set[_Worker] = set()
@@ -126,8 +126,9 @@ class WorkerPool:
         self.close()
 
     def submit(self, problem: Problem, response: str, in_thought: bool) -> Ticket:
-        """Has a response judged. Equal ones between two calls of `ledger` are judged once."""
-        key = (problem.verifier, problem.id, response, in_thought)
+        """Has a response judged. Equal answers between two calls of `ledger` are judged once."""
+        part = judged_part(problem, response, in_thought, self._policy)
+        key = (problem.verifier, problem.id, part)
         with self._lock:
             if self._closing:
                 raise RuntimeError("these verifiers are closed: open new ones")

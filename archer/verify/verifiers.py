@@ -19,17 +19,22 @@ from __future__ import annotations
 import importlib
 import re
 import time
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
-from math import isfinite
+from functools import partial
+from math import fsum, isfinite
+from typing import Any
 
 from archer.own import own_function
-from archer.types import OUTCOMES, Problem, Verdict
+from archer.types import OUTCOMES, Outcome, Problem, Verdict
+from archer.verify.choice import choice, stated_choice
 from archer.verify.code import code
 from archer.verify.extract import Reading, outside_thought, read_response
-from archer.verify.math import accepted_answers, judge_math, math
+from archer.verify.formats import language, language_identifier, thought_format
+from archer.verify.json_schema import json_schema
+from archer.verify.math import judge_math, math
 from archer.verify.policy import Policy
+from archer.verify.texts import exact, judged_text, normalised
 
 Verifier = Callable[[Problem, Reading], Verdict | float]
 
@@ -38,25 +43,10 @@ MAX_DETAIL = 500
 """Characters of a verdict's detail that are kept."""
 QUICK_TEXT = 20_000
 """Responses longer than this outside their thought are not read in the process that trains."""
-
-
-def exact(problem: Problem, reading: Reading) -> Verdict:
-    """The same text as one of the accepted ones; blanks are counted as one, `é` is `é`.
-
-    Without an answer that the answer pattern found, the whole text outside the thought is compared.
-    `problem.answer` is a text or a list of texts; `"ignore_case": true` in `problem.meta` does so.
-    """
-    answer = reading.answer or reading.text.strip()
-    if not answer:
-        return Verdict(outcome="no_answer", score=0.0)
-    fold = str.casefold if problem.meta.get("ignore_case") else str
-    accepted = {fold(_plain(text)) for text in accepted_answers(problem.answer)}
-    correct = fold(_plain(answer)) in accepted
-    return Verdict(outcome="correct" if correct else "wrong", score=float(correct))
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+QUICK_WORDS = 1000
+"""Nor are longer texts compared there: putting accents in order takes time quadratic in them."""
+QUICK_CHOICE = 4000
+"""Nor longer ones searched for a choice."""
 
 
 def reasoning_gym(problem: Problem, reading: Reading) -> Verdict | float:
@@ -120,16 +110,73 @@ RUN_ANSWERS: dict[str, Callable[[str], bool]] = {
 """Tasks of reasoning-gym whose scorers run the answer as Python (`eval`, sympy's `parse_expr`), and
 what an answer must look like before it is handed to them."""
 
+
+SEVERITY: tuple[Outcome, ...] = ("error", "limit", "crashed", "wrong", "no_answer", "correct")
+
+
+def composite(problem: Problem, reading: Reading, policy: Policy) -> Verdict:
+    """Several verifiers' verdicts in one: a weighted mean, and gates.
+
+    `problem.answer` is {"parts": [{"verifier": ..., "answer": ..., "weight": 0.9}, ...]}. Each part
+    is judged as a problem of its own, with the same meta. The score is the mean of the parts'
+    scores, weighted by their "weight" (1, or 0 for a gate); it is 0 where a part with
+    `"gate": true` is not correct. The outcome is that of the part that is worst off, in the order
+    of SEVERITY: `correct` only where all parts are, `error` as soon as one is.
+    """
+    parts = problem.answer["parts"]
+    verdicts = [_part_verdict(problem, part, reading, policy) for part in parts]
+    outcome = min((verdict.outcome for verdict in verdicts), key=SEVERITY.index)
+    detail = "; ".join(
+        f"{part['verifier']}: {verdict.outcome}{verdict.detail and f' ({verdict.detail})'}"
+        for part, verdict in zip(parts, verdicts, strict=True)
+        if verdict.outcome != "correct"
+    )
+    weights = [part.get("weight", 0 if part.get("gate") else 1) for part in parts]
+    score = fsum(
+        weight * verdict.score for weight, verdict in zip(weights, verdicts, strict=True)
+    ) / fsum(weights)
+    closed = any(
+        part.get("gate") and verdict.outcome != "correct"
+        for part, verdict in zip(parts, verdicts, strict=True)
+    )
+    score = 0.0 if closed or outcome == "error" else score
+    return Verdict(outcome=outcome, score=score, detail=detail)
+
+
+def _part_verdict(
+    problem: Problem, part: dict[str, Any], reading: Reading, policy: Policy
+) -> Verdict:
+    if part["verifier"] in ("composite", "code"):
+        raise ValueError(
+            f"{part['verifier']} can't be part of a composite: give it a row of its own"
+        )
+    asked = replace(problem, verifier=part["verifier"], answer=part["answer"])
+    return _caught(partial(_judge_reading, asked, reading, policy))
+
+
 VERIFIERS: dict[str, Callable[..., Verdict | float]] = {
     "math": math,
     "code": code,
     "exact": exact,
+    "normalised": normalised,
+    "choice": choice,
+    "json_schema": json_schema,
+    "thought_format": thought_format,
+    "language": language,
     "reasoning_gym": reasoning_gym,
+    "composite": composite,
 }
 
 
-POLICED = frozenset({"code"})
+POLICED = frozenset({"code", "composite"})
 """Verifiers that are handed the policy too."""
+
+
+def verifiers_of(verifier: str, answer: Any) -> frozenset[str]:
+    """Every verifier that a problem's verdict asks: its own, and those of its parts."""
+    if verifier != "composite":
+        return frozenset({verifier})
+    return frozenset({verifier, *(part["verifier"] for part in answer["parts"])})
 
 
 def find_verifier(name: str) -> Callable[..., Verdict | float]:
@@ -150,6 +197,10 @@ def prepare(name: str) -> None:
         from archer.verify.symbolic import warm_up
 
         warm_up()
+    elif name == "json_schema":
+        importlib.import_module("jsonschema.validators")
+    elif name == "language":
+        language_identifier()
     elif name == "reasoning_gym":
         importlib.import_module("reasoning_gym")
 
@@ -161,23 +212,29 @@ def verify(problem: Problem, response: str, in_thought: bool, policy: Policy = D
     becomes the outcome `error`, an exhausted memory or stack `limit`.
     """
     begin = time.perf_counter()
-    try:
-        verdict = _judge(problem, response, in_thought, policy)
-    except (MemoryError, RecursionError) as fault:
-        verdict = Verdict(outcome="limit", score=0.0, detail=type(fault).__name__)
-    except Exception as fault:  # noqa: BLE001 - the boundary: a grader's failure is no zero
-        verdict = Verdict(outcome="error", score=0.0, detail=f"{type(fault).__name__}: {fault}")
+    verdict = _caught(partial(_judge, problem, response, in_thought, policy))
     detail = verdict.detail[:MAX_DETAIL]
     return replace(verdict, detail=detail, seconds=time.perf_counter() - begin)
 
 
+def _caught(judge: Callable[[], Verdict]) -> Verdict:
+    """The boundary: what a verifier raises is a verdict too, and never a zero."""
+    try:
+        return judge()
+    except (MemoryError, RecursionError) as fault:
+        return Verdict(outcome="limit", score=0.0, detail=type(fault).__name__)
+    except Exception as fault:  # noqa: BLE001 - whatever it is, it is the grader's failure
+        return Verdict(outcome="error", score=0.0, detail=f"{type(fault).__name__}: {fault}")
+
+
 def _judge(problem: Problem, response: str, in_thought: bool, policy: Policy) -> Verdict:
     reading = read_response(response, in_thought, policy.answer_pattern)
-    if reading is None:
-        return UNCLOSED
-    verifier = find_verifier(problem.verifier)
+    return UNCLOSED if reading is None else _judge_reading(problem, reading, policy)
+
+
+def _judge_reading(problem: Problem, reading: Reading, policy: Policy) -> Verdict:
     policed = (policy,) if problem.verifier in POLICED else ()
-    verdict = verifier(problem, reading, *policed)
+    verdict = find_verifier(problem.verifier)(problem, reading, *policed)
     if not isinstance(verdict, Verdict):
         return _scored(verdict)
     if verdict.outcome not in OUTCOMES or not isfinite(verdict.score):
@@ -194,6 +251,9 @@ def _scored(score: object) -> Verdict:
     return Verdict(outcome="correct" if score == 1 else "wrong", score=float(score))
 
 
+# --- in the process that trains ---
+
+
 def quick_verdict(
     problem: Problem, response: str, in_thought: bool, policy: Policy = DEFAULT
 ) -> Verdict | None:
@@ -202,7 +262,7 @@ def quick_verdict(
     The same as that of `verify`. Runs no regex and no function of a user, and no computer algebra.
     """
     begin = time.perf_counter()
-    if problem.verifier not in ("math", "exact") or policy.answer_pattern not in ("box", "number"):
+    if problem.verifier not in QUICK or policy.answer_pattern not in ("box", "number"):
         return None
     text = outside_thought(response, in_thought)
     if text is None:
@@ -212,10 +272,63 @@ def quick_verdict(
     try:
         reading = read_response(text, False, policy.answer_pattern)
         assert reading is not None, "the text is what stands outside a thought"
-        if problem.verifier == "math":
-            verdict = judge_math(problem, reading, symbols=False)
-        else:
-            verdict = exact(problem, reading)
+        verdict = QUICK[problem.verifier](problem, reading)
     except Exception:  # noqa: BLE001 - whatever it is, `verify` will say it in a worker
         return None
     return verdict and replace(verdict, seconds=time.perf_counter() - begin)
+
+
+def _quick_text(verifier: Verifier, problem: Problem, reading: Reading) -> Any:
+    return verifier(problem, reading) if len(judged_text(reading)) <= QUICK_WORDS else None
+
+
+def _quick_choice(problem: Problem, reading: Reading) -> Verdict | None:
+    return choice(problem, reading) if len(reading.text) <= QUICK_CHOICE else None
+
+
+QUICK: dict[str, Callable[[Problem, Reading], Verdict | None]] = {
+    "math": partial(judge_math, symbols=False),
+    "exact": partial(_quick_text, exact),
+    "normalised": partial(_quick_text, normalised),
+    "choice": _quick_choice,
+}
+"""Of the verifiers that may be quick; None where they are not."""
+
+
+def judged_part(
+    problem: Problem, response: str, in_thought: bool, policy: Policy = DEFAULT
+) -> Hashable:
+    """What decides the verdict on a response: where two have it in common, so the verdict.
+
+    As quick as `quick_verdict`, and as careful: for all it can't say safely it is the whole
+    response.
+    """
+    text = outside_thought(response, in_thought)
+    if text is None:
+        return ("unclosed",)
+    whole = ("response", response, in_thought)
+    if problem.verifier not in READ_PARTS or policy.answer_pattern not in ("box", "number"):
+        return whole
+    if len(text) > QUICK_TEXT:
+        return whole
+    try:
+        reading = read_response(text, False, policy.answer_pattern)
+        assert reading is not None, "the text is what stands outside a thought"
+        return ("read", READ_PARTS[problem.verifier](problem, reading))
+    except Exception:  # noqa: BLE001 - whatever it is, `verify` will say it in a worker
+        return whole
+
+
+def _read_choice(problem: Problem, reading: Reading) -> Hashable:
+    if len(reading.text) > QUICK_CHOICE:
+        return reading.answer, reading.text
+    return stated_choice(problem, reading)
+
+
+READ_PARTS: dict[str, Callable[[Problem, Reading], Hashable]] = {
+    "math": lambda problem, reading: reading.answer,
+    "exact": lambda problem, reading: judged_text(reading),
+    "normalised": lambda problem, reading: judged_text(reading),
+    "choice": _read_choice,
+}
+"""What some verifiers read of a response. A user's own may read all of it."""

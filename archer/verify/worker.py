@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 Request = dict[str, Any]
 """A problem's fields as "problem", "response", "in_thought", and the fields of "policy"."""
 
-REUSED = frozenset({"math", "exact"})
-"""Verifiers whose child serves more than one response."""
+REUSED = frozenset(
+    "math exact normalised choice json_schema thought_format language composite".split()
+)
+"""Verifiers whose child serves more than one response; a composite's where all its parts are."""
 SANDBOXED = frozenset({"code"})
 """Verifiers that run programs in the sandbox: this process is then the trusted side, and stays."""
 MAX_SERVED = 200
@@ -60,20 +62,19 @@ def main() -> None:
     child: Child | None = None
     for line in _lines(0):
         request = json.loads(line)
-        verifier = request["problem"]["verifier"]
         try:
-            _load(verifier)
+            verifiers = _load_all(request["problem"])
         except Exception as fault:  # noqa: BLE001 - a user's module may raise anything
             _write(replies, {"verdict": _error(fault)})
             continue
-        if verifier in SANDBOXED:
+        if verifiers & SANDBOXED:
             _write(replies, {"began": True, "wall_seconds": _longest_wait(request)})
             _write(replies, {"verdict": _judge(request)})
             continue
-        if child and child.verifier != verifier:
+        if child and child.verifiers != verifiers:
             end(child)
             child = None
-        child = child or fork(verifier, replies)
+        child = child or fork(verifiers, replies)
         _write(replies, {"began": True})
         reply = ask(child, line)
         if reply is None:
@@ -120,6 +121,16 @@ def _send(descriptor: int, data: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
+def _load_all(problem: Request) -> frozenset[str]:
+    """Loads all that a problem's verdict asks; returns the verifiers' names."""
+    from archer.verify.verifiers import verifiers_of
+
+    verifiers = verifiers_of(problem["verifier"], problem["answer"])
+    for verifier in sorted(verifiers):
+        _load(verifier)
+    return verifiers
+
+
 @cache
 def _load(verifier: str) -> None:
     from archer.verify.verifiers import prepare
@@ -135,7 +146,7 @@ def _error(fault: BaseException) -> Request:
 
 def _may_serve_on(child: Child, outcome: str) -> bool:
     sound = outcome not in ("limit", "error")  # an exhausted memory may not come back
-    return sound and child.verifier in REUSED and child.served < MAX_SERVED
+    return sound and child.verifiers <= REUSED and child.served < MAX_SERVED
 
 
 def _ending(status: int, allowed: float) -> Request:
@@ -158,14 +169,14 @@ class Child:
     """A copy of this process that judges responses: reads `requests`, writes `verdicts`."""
 
     pid: int
-    verifier: str
+    verifiers: frozenset[str]
     requests: int
     verdicts: int
     served: int = 0
 
 
-def fork(verifier: str, replies: int) -> Child:
-    """A child for this verifier; `replies` is what it must not hold."""
+def fork(verifiers: frozenset[str], replies: int) -> Child:
+    """A child for these verifiers; `replies` is what it must not hold."""
     worker = os.getpid()
     child_requests, requests = os.pipe()
     verdicts, child_verdicts = os.pipe()
@@ -176,7 +187,7 @@ def fork(verifier: str, replies: int) -> Child:
         _judge_all(child_requests, child_verdicts, worker)
     os.close(child_requests)
     os.close(child_verdicts)
-    return Child(pid=pid, verifier=verifier, requests=requests, verdicts=verdicts)
+    return Child(pid=pid, verifiers=verifiers, requests=requests, verdicts=verdicts)
 
 
 def ask(child: Child, line: bytes) -> bytes | None:

@@ -15,10 +15,10 @@ from archer.data.sources import load_source
 from archer.types import Problem, Verdict
 from archer.verify.extract import Reading
 from archer.verify.policy import Policy
+from archer.verify.texts import exact
 from archer.verify.verifiers import (
     RUN_ANSWERS,
     VERIFIERS,
-    exact,
     find_verifier,
     prepare,
     quick_verdict,
@@ -195,7 +195,10 @@ def test_a_users_verdict_is_taken_as_it_is() -> None:
         ("graders:returns_nan", "returned nan"),
         ("graders:missing", "has no attribute 'missing'"),
         ("no_such_module:f", "No module named 'no_such_module'"),
-        ("maths", "unknown verifier 'maths': use one of code, exact, math, reasoning_gym or"),
+        (
+            "maths",
+            "unknown verifier 'maths': use one of choice, code, composite, exact, json_schema,",
+        ),
     ],
 )
 def test_a_verifier_that_fails_ends_as_an_error(verifier: str, reason: str) -> None:
@@ -232,6 +235,12 @@ def test_mistake_32_every_kind_that_is_accepted_is_judged() -> None:
             )
         ],
         "exact": [("five", "five")],
+        "normalised": [("Five", "the five.")],
+        "choice": [("B", "The answer is (B).")],
+        "json_schema": [({"schema": {"type": "array"}}, "[1, 2]")],
+        "thought_format": [(None, "<think>2 + 3</think>5")],
+        "language": [({"language": "en"}, "This is the answer that was asked for.")],
+        "composite": [({"parts": [{"verifier": "exact", "answer": "5"}]}, "5")],
         "reasoning_gym": [(p.answer, p.answer["entry"]["answer"]) for p in _countdowns()],
     }
     assert responses.keys() == VERIFIERS.keys()
