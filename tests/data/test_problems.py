@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archer.data.problems import (
+    ANSWER_SHAPES,
     problems_hash,
     prompt_key,
     read_problems,
@@ -57,7 +58,7 @@ def complaint(path: Path, *rows: object) -> str:
     """What reading these rows is refused with, without the folder."""
     write(path, *rows)
     with pytest.raises(ValueError, match=re.escape(path.name)) as caught:
-        list(read_problems(path, verifiers=("math", "exact", "code", "reasoning_gym")))
+        list(read_problems(path, verifiers=ANSWER_SHAPES))
     message = str(caught.value)
     assert "\n" not in message
     return message.replace(f"{path.parent}{os.sep}", "")
@@ -112,7 +113,7 @@ def test_what_is_written_is_read_again(
         ({"meta": []}, '"meta" is []; make it an object'),
         ({"source": None}, '"source" is null; make it a text'),
         ({"anwser": "5"}, 'unknown key "anwser"; did you mean "answer"? known: '),
-        ({"verifier": "maths"}, 'unknown verifier "maths"; did you mean "math"? known: code, '),
+        ({"verifier": "maths"}, 'unknown verifier "maths"; did you mean "math"? known: choice, '),
         ({"answer": 5}, '"answer" holds the number 5; write it as a text, "5"'),
         ({"answer": ["5", 0.5]}, '"answer" holds the number 0.5; write it as a text, "0.5"'),
         ({"answer": None}, '"answer" is null; make it a text or a list of texts'),
@@ -183,6 +184,137 @@ def test_right_code_answers_are_read_as_they_are(tmp_path: Path, answer: object)
     row = SUM | {"verifier": "code", "answer": answer}
     (problem,) = read_problems(write(tmp_path / "p.jsonl", row))
     assert problem.answer == answer
+
+
+EXACT = {"verifier": "exact", "answer": "5"}
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "message"),
+    [
+        ("normalised", 5, '"answer" holds the number 5; write it as a text, "5"'),
+        ("choice", "c", '"answer" is "c"; make it a letter from A to Z, "C", or a list of'),
+        ("choice", "Paris", '"answer" is "Paris"; make it a letter'),
+        ("choice", 2, '"answer" is 2; make it a letter'),
+        ("choice", [], '"answer" is []; make it a letter'),
+        ("choice", ["A", None], '"answer" is ["A", null]; make it a letter'),
+        ("json_schema", [], '"answer" is []; make it an object with schema, value'),
+        ("json_schema", {"value": 1}, '"answer.schema" is missing; give it'),
+        ("json_schema", {"schema": True}, '"answer.schema" is true; make it an object, the JSON'),
+        ("json_schema", {"schema": {}, "vlue": 1}, 'unknown key "answer.vlue"; did you mean "val'),
+        ("thought_format", "5", '"answer" is "5"; make it null; the form alone is judged'),
+        ("language", "de", '"answer" is "de"; make it an object with language, min_share, thought'),
+        ("language", {}, '"answer.language" is missing; give it'),
+        ("language", {"language": "German"}, '"answer.language" is "German"; make it a code of'),
+        ("language", {"language": []}, '"answer.language" is []; make it a code of'),
+        (
+            "language",
+            {"language": "de", "min_share": 90},
+            '"answer.min_share" is 90; make it a number above 0 and up to 1',
+        ),
+        (
+            "language",
+            {"language": "de", "min_share": True},
+            '"answer.min_share" is true; make it a number above 0 and up to 1',
+        ),
+        (
+            "language",
+            {"language": "de", "thought": 1},
+            '"answer.thought" is 1; make it true or false',
+        ),
+        (
+            "composite",
+            [EXACT],
+            '"answer" is [{"verifier": "exact", "answer": "5"}]; make it an obj',
+        ),
+        ("composite", {"parts": []}, '"answer.parts" is []; make it a list of at least one part'),
+        ("composite", {"parts": [5]}, '"answer.parts[0]" is 5; make it an object with verifier, '),
+        (
+            "composite",
+            {"parts": [EXACT, {"verifier": "exact"}]},
+            '"answer.parts[1].answer" is missing; give it',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT | {"wieght": 1}]},
+            'unknown key "answer.parts[0].wieght"; did you mean "weight"? known: verifier, ',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT | {"weight": 0}]},
+            '"answer.parts[0].weight" is 0; make it a number above 0',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT | {"weight": -1, "gate": True}]},
+            '"answer.parts[0].weight" is -1; make it a number from 0',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT | {"weight": "1"}]},
+            '"answer.parts[0].weight" is "1"; make it a number above 0',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT | {"gate": 1}]},
+            '"answer.parts[0].gate" is 1; make it true or false',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT | {"gate": True}]},
+            "no part of the composite has a weight; give one above 0",
+        ),
+        (
+            "composite",
+            {"parts": [{"verifier": "exakt", "answer": "5"}]},
+            'unknown verifier "exakt" in "answer.parts[0]"; did you mean "exact"? known: choice, ',
+        ),
+        (
+            "composite",
+            {"parts": [{"verifier": "composite", "answer": {"parts": [EXACT]}}]},
+            '"answer.parts[0].verifier" is "composite"; make it another one, or a row of its own',
+        ),
+        (
+            "composite",
+            {"parts": [{"verifier": "code", "answer": {}}]},
+            '"answer.parts[0].verifier" is "code"; make it another one, or a row of its own',
+        ),
+        (
+            "composite",
+            {"parts": [EXACT, {"verifier": "math", "answer": 5}]},
+            'in answer.parts[1]: "answer" holds the number 5; write it as a text, "5"',
+        ),
+    ],
+)
+def test_a_wrong_answer_of_any_verifier_is_named_with_its_cure(
+    tmp_path: Path, verifier: str, answer: object, message: str
+) -> None:
+    row = SUM | {"verifier": verifier, "answer": answer}
+    assert complaint(tmp_path / "p.jsonl", row).startswith(f"p.jsonl:1: {message}")
+
+
+def test_choices_in_meta_must_be_texts_where_they_are_read(tmp_path: Path) -> None:
+    row = SUM | {"verifier": "choice", "answer": "A", "meta": {"choices": ["Rome", 5]}}
+    assert complaint(tmp_path / "p.jsonl", row).startswith(
+        'p.jsonl:1: "meta.choices" is ["Rome", 5]; make it a list of texts'
+    )
+    other = SUM | {"meta": {"choices": 5}}
+    assert len(list(read_problems(write(tmp_path / "p.jsonl", other)))) == 1
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        EXACT | {"weight": 0, "gate": True},
+        {"verifier": "thought_format", "answer": None, "weight": 0.1, "gate": False},
+        {"verifier": "my.module:verify", "answer": [1]},
+        {"verifier": "reasoning_gym", "answer": {"task": "gcd", "entry": {}}},
+    ],
+)
+def test_right_composites_are_read_as_they_are(tmp_path: Path, part: dict[str, Any]) -> None:
+    row = SUM | {"verifier": "composite", "answer": {"parts": [EXACT, part]}}
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", row), verifiers=ANSWER_SHAPES)
+    assert problem.answer == row["answer"]
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

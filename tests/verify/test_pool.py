@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import pytest
 from archer.types import Problem, Verdict
 from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
+from archer.verify.verifiers import verifiers_of
+from archer.verify.worker import REUSED
 
 GRADERS = Path(__file__).parent
 SECONDS = 60.0
@@ -252,6 +255,30 @@ def test_every_hostile_answer_ends_within_its_limits(pool: WorkerPool) -> None:
     check_hostile(pool, HOSTILE)
 
 
+def composite(*verifiers: str) -> dict[str, Any]:
+    return {"parts": [{"verifier": name, "answer": "5"} for name in verifiers]}
+
+
+def test_all_that_a_composite_asks_is_loaded_before_its_time_begins() -> None:
+    parts = [{"verifier": "math", "answer": r"\sqrt{2}"}, {"verifier": "graders:half", "answer": 1}]
+    with WorkerPool(workers=1, policy=Policy(cpu_seconds=0.4)) as pool:  # sympy takes longer
+        verdict = judged(pool, "composite", {"parts": parts}, boxed(r"\frac{2}{\sqrt2}"))
+        assert (verdict.outcome, verdict.score) == ("wrong", 0.75)
+
+
+def test_the_child_of_a_composite_serves_on_if_all_its_parts_do(pool: WorkerPool) -> None:
+    counting = composite("exact", "graders:counts_its_calls")
+    for response in (boxed("5"), f"then {boxed('5')}"):
+        assert judged(pool, "composite", counting, response).outcome == "correct"
+    assert verifiers_of("composite", counting) - REUSED == {"graders:counts_its_calls"}
+    assert verifiers_of("composite", composite("exact", "math")) <= REUSED
+
+
+def test_a_composite_that_makes_no_sense_is_an_error(pool: WorkerPool) -> None:
+    for answer in (None, {}, {"parts": [5]}, {"parts": []}, composite("graders:missing")):
+        assert judged(pool, "composite", answer).outcome == "error"
+
+
 def test_a_verdict_does_not_depend_on_what_was_judged_before(pool: WorkerPool) -> None:
     first = judged(pool, "graders:counts_its_calls", None, boxed("1"))
     second = judged(pool, "graders:counts_its_calls", None, boxed("2"))
@@ -414,6 +441,32 @@ def test_equal_responses_of_a_step_are_judged_once(pool: WorkerPool) -> None:
     again = pool.submit(asked, boxed("5"), False)
     assert again is not same[0]
     assert verdicts([again])[0].outcome == "correct"
+
+
+@pytest.mark.parametrize("gold", ["5", r"\sqrt{2}"])  # judged at once, and by a worker
+def test_equal_answers_of_different_responses_are_judged_once(pool: WorkerPool, gold: str) -> None:
+    asked = problem("math", gold)
+    right, wrong = (rf"\frac{{{number}}}{{\sqrt{{2}}}}" for number in (2, 3))
+    tickets = [
+        pool.submit(asked, f"<think>{number}</think> {boxed(answer)} {number}", False)
+        for number in range(4)
+        for answer in (right, wrong)
+    ]
+    found = verdicts(tickets)
+    ledger = pool.ledger()
+    assert len({id(ticket) for ticket in tickets}) == 2
+    assert ledger["verify/joined"] == 6
+    assert sum(ledger[name] for name in ledger if name.startswith("verify/math/")) == 8
+    alone = [judged(pool, "math", gold, boxed(answer)) for answer in (right, wrong)]
+    for verdict, one in zip(found, alone * 4, strict=True):
+        assert replace(verdict, seconds=0) == replace(one, seconds=0)
+
+
+def test_equal_answers_to_different_problems_are_not_joined(pool: WorkerPool) -> None:
+    asked = [problem("math", "5", "a"), problem("math", "5", "b"), problem("math", "6", "a")]
+    outcomes = [pool.submit(each, boxed("5"), False).result(SECONDS).outcome for each in asked]
+    assert outcomes == ["correct", "correct", "wrong"]
+    assert pool.ledger()["verify/joined"] == 0
 
 
 def test_responses_that_were_judged_already_are_counted_when_they_come_again(

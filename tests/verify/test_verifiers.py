@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from archer.verify.verifiers import (
     RUN_ANSWERS,
     VERIFIERS,
     find_verifier,
+    judged_part,
     prepare,
     quick_verdict,
     verify,
@@ -264,6 +266,8 @@ def _countdowns() -> list[Problem]:
     [
         problem("graders:length", 1),
         problem("reasoning_gym", {"task": "gcd", "entry": {}}),
+        problem("language", {"language": "de"}),
+        problem("composite", {"parts": [{"verifier": "math", "answer": "5"}]}),
         problem("math", r"\sqrt{2}"),
         problem("math", None),
     ],
@@ -275,11 +279,73 @@ def test_the_quick_path_leaves_all_that_could_be_slow(unjudged: Problem) -> None
 
 def test_the_quick_path_agrees_with_the_whole() -> None:
     responses = [r"\boxed{5}", r"\boxed{4}", "none", "<think>", r"\boxed{x}", "5"]
-    for verifier in ("math", "exact"):
+    for verifier in ("math", "exact", "normalised", "choice"):
         for response in responses:
             asked = problem(verifier, "5")
             quick, whole = quick_verdict(asked, response, False), verify(asked, response, False)
             assert quick is None or (quick.outcome, quick.score) == (whole.outcome, whole.score)
+
+
+# --- what decides a verdict ---
+
+LONG = "word " * 5000
+
+SAME_PART = [
+    ("math", "5", r"a \boxed{5}", r"<think>b</think> c \boxed{5} d"),
+    ("math", "5", "nothing", "nothing else"),
+    ("math", "5", "<think>a", "<think>b"),
+    ("exact", "5", r"a \boxed{5}", "5"),
+    ("exact", "5", "five ", "<think></think>five"),
+    ("normalised", "5", r"a \boxed{5}", "5"),
+    ("choice", "C", r"a \boxed{C}", "The answer is (C), Paris."),
+    ("choice", "C", "A cat", "I don't know"),
+    ("graders:length", 1, "<think>a", "<think>b"),
+]
+
+
+@pytest.mark.parametrize(("verifier", "answer", "one", "other"), SAME_PART)
+def test_responses_with_the_same_judged_part_have_the_same_verdict(
+    verifier: str, answer: Any, one: str, other: str
+) -> None:
+    asked = problem(verifier, answer)
+    assert judged_part(asked, one, False) == judged_part(asked, other, False)
+    first, second = (verify(asked, response, False) for response in (one, other))
+    assert replace(first, seconds=0) == replace(second, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "one", "other"),
+    [
+        ("math", "5", r"\boxed{5}", r"\boxed{6}"),
+        ("math", "5", r"\boxed{5}", r"\boxed{5.0}"),
+        ("math", "5", "none", "<think>none"),  # no answer both, but not for the same reason
+        ("math", "5", LONG + r"\boxed{5}", r"\boxed{5}"),
+        ("exact", "5", "5", "5."),
+        ("choice", "C", "The answer is C", "The answer is B"),
+        ("choice", "C", LONG + "a (C)", LONG + "b (C)"),
+        ("graders:length", 1, r"a \boxed{5}", r"b \boxed{5}"),
+        ("reasoning_gym", None, r"a \boxed{5}", r"b \boxed{5}"),
+        ("composite", {"parts": []}, r"a \boxed{5}", r"b \boxed{5}"),
+        ("thought_format", None, r"a \boxed{5}", r"b \boxed{5}"),
+    ],
+)
+def test_responses_that_may_be_judged_differently_have_different_parts(
+    verifier: str, answer: Any, one: str, other: str
+) -> None:
+    asked = problem(verifier, answer)
+    assert judged_part(asked, one, False) != judged_part(asked, other, False)
+
+
+def test_no_regex_of_a_user_is_run_to_find_the_judged_part() -> None:
+    policy = Policy(answer_pattern="(a+)+$")
+    response = "a" * 60 + "!"
+    assert judged_part(problem("math", "5"), response, True, policy) == ("unclosed",)
+    assert response in str(judged_part(problem("math", "5"), response, False, policy))
+
+
+def test_a_problem_at_fault_has_the_whole_response_as_its_judged_part() -> None:
+    asked = problem("choice", "C", choices="ABCD")
+    assert judged_part(asked, "a C", False) == ("response", "a C", False)
 
 
 def test_exact_is_a_plain_function_of_problem_and_reading() -> None:
@@ -290,7 +356,7 @@ def test_exact_is_a_plain_function_of_problem_and_reading() -> None:
 
 
 def test_importing_the_verifiers_loads_no_heavy_library() -> None:
-    heavy = "torch", "transformers", "sympy", "math_verify", "mpmath", "reasoning_gym"
+    heavy = "torch transformers sympy math_verify mpmath reasoning_gym jsonschema py3langid".split()
     code = (
         "import sys, archer.verify.pool, archer.verify.verifiers, archer.verify.worker;"
         f"print(*[name for name in {heavy} if name in sys.modules])"
