@@ -4,14 +4,15 @@ A verifier is a function of a problem and of what was read from a response. To a
 function and a line in `VERIFIERS`; one of your own needs no line, its name is "module:function":
 
     def parity(problem: Problem, reading: Reading) -> bool:
-        return reading.answer is not None and int(reading.answer) % 2 == problem.answer
+        answer = reading.answer or ""
+        return answer.isdecimal() and int(answer[-1]) % 2 == problem.answer
 
 It returns a Verdict, or just its score: True or 1 is correct, everything below is wrong. What it
 raises ends as the outcome `error`, which no statistic counts. Each call runs in a process of its
 own (archer.verify.worker), so it can keep nothing between calls, and nothing that it does can
-change another verdict.
+change another verdict. docs/verifiers.md has a row for each.
 
-Importing this module loads no computer algebra and no data set library: `prepare` does.
+Importing this module loads no computer algebra and no other large library: `prepare` does.
 """
 
 from __future__ import annotations

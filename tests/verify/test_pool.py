@@ -275,7 +275,8 @@ def test_the_child_of_a_composite_serves_on_if_all_its_parts_do(pool: WorkerPool
 
 
 def test_a_composite_that_makes_no_sense_is_an_error(pool: WorkerPool) -> None:
-    for answer in (None, {}, {"parts": [5]}, {"parts": []}, composite("graders:missing")):
+    wrong: list[Any] = [None, {}, {"parts": [5]}, {"parts": []}, composite("graders:missing")]
+    for answer in wrong:
         assert judged(pool, "composite", answer).outcome == "error"
 
 
