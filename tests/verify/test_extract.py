@@ -357,11 +357,9 @@ def test_the_last_program_is_what_a_plain_reader_finds(text: str) -> None:
         "``` `\n",
         " ",
         "\t```",
-        "~~~\n```\n",
         "\r",
         "```a`\n",
         "{",
-        "~~~{\n",
     ],
 )
 def test_a_million_characters_of_fences_take_a_moment(text: str) -> None:
