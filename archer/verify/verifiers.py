@@ -30,7 +30,7 @@ from archer.own import own_function
 from archer.types import OUTCOMES, Outcome, Problem, Verdict
 from archer.verify.choice import choice, stated_choice
 from archer.verify.code import code
-from archer.verify.extract import Reading, outside_thought, read_response
+from archer.verify.extract import Reading, last_program, outside_thought, read_response
 from archer.verify.formats import language, language_identifier, thought_format
 from archer.verify.json_schema import json_schema
 from archer.verify.math import judge_math, math
@@ -328,6 +328,7 @@ def _read_choice(problem: Problem, reading: Reading) -> Hashable:
 
 READ_PARTS: dict[str, Callable[[Problem, Reading], Hashable]] = {
     "math": lambda problem, reading: reading.answer,
+    "code": lambda problem, reading: last_program(reading.text),
     "exact": lambda problem, reading: judged_text(reading),
     "normalised": lambda problem, reading: judged_text(reading),
     "choice": _read_choice,
