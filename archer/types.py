@@ -5,40 +5,28 @@ Frozen records without torch. Tensors over many tokens live in `archer.algo.batc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-Message = Mapping[str, str]
-"""One chat message, `{"role": "user", "content": "2+3?"}`."""
+from archer.verdict import OUTCOMES, Message, Outcome, Problem, Verdict
 
-Outcome = Literal["correct", "wrong", "crashed", "limit", "no_answer", "error"]
-"""What a verifier can say. `error` means that the grader itself failed: never counted as wrong."""
-
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+__all__ = (
+    "OUTCOMES",
+    "Completion",
+    "Group",
+    "Message",
+    "Outcome",
+    "Problem",
+    "Rollout",
+    "StopReason",
+    "Verdict",
+)
 
 StopReason = Literal["stop", "length"]
 """`stop`: a stop token or stop string ended the completion. `length`: the token limit did."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A question with the answer that its verifier needs.
-
-    Example:
-        Problem(id="sum-1", prompt="2+3?", verifier="math", answer="5", source="arithmetic")
-    """
-
-    id: str
-    prompt: str | tuple[Message, ...]
-    verifier: str
-    answer: Any
-    """Whatever JSON value the verifier understands: `"5"` or `["5", "five"]` for math."""
-    source: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +52,6 @@ class Completion:
     """Whether the rendered prompt had already opened a `<think>`."""
     text: str
     """The decoded tokens without special tokens and without the stop string."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What the grader says of one response.
-
-    Example:
-        Verdict(outcome="wrong", score=0.0, detail="4 is not 5", seconds=0.0004)
-    """
-
-    outcome: Outcome
-    score: float
-    """1 for right, 0 for wrong; a verifier may give parts of a point between."""
-    detail: str = ""
-    seconds: float = 0.0
-    sandbox: str = ""
-    """The level of the sandbox that a program was run in; empty where none was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 
-from archer.types import Problem, Verdict
+from archer.verdict import Problem, Verdict
 from archer.verify.extract import Reading
 from archer.verify.math import accepted_answers
 from archer.verify.texts import bare_words

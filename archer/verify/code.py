@@ -27,7 +27,7 @@ from hashlib import blake2b
 from math import isclose
 from typing import Any, TypeVar
 
-from archer.types import Outcome, Problem, Verdict
+from archer.verdict import Outcome, Problem, Verdict
 from archer.verify.extract import Reading, last_program
 from archer.verify.policy import Policy
 from archer.verify.sandbox.client import (

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from archer.types import Problem, Verdict
+from archer.verdict import Problem, Verdict
 from archer.verify.extract import CLOSE, OPEN, Reading
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import json
 import math
 from typing import Any, NoReturn
 
-from archer.types import Problem, Verdict
+from archer.verdict import Problem, Verdict
 from archer.verify.extract import Reading, last_json
 
 MAX_CHARACTERS = 200_000

@@ -34,7 +34,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from archer.types import Problem, Verdict
+from archer.verdict import Problem, Verdict
 from archer.verify.extract import Reading
 from archer.verify.latex import TooLarge, clean
 from archer.verify.parts import (

@@ -34,7 +34,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 
 import archer
-from archer.types import Problem, Verdict
+from archer.verdict import Problem, Verdict
 from archer.verify.policy import Policy
 from archer.verify.verifiers import MAX_DETAIL, judged_part, quick_verdict
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from archer.types import Problem, Verdict
+from archer.verdict import Problem, Verdict
 from archer.verify.extract import Reading
 from archer.verify.math import accepted_answers
 

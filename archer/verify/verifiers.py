@@ -27,7 +27,7 @@ from math import fsum, isfinite
 from typing import Any
 
 from archer.own import own_function
-from archer.types import OUTCOMES, Outcome, Problem, Verdict
+from archer.verdict import OUTCOMES, Outcome, Problem, Verdict
 from archer.verify.choice import choice, stated_choice
 from archer.verify.code import code
 from archer.verify.extract import Reading, last_program, outside_thought, read_response

@@ -37,7 +37,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from archer.types import Problem
+    from archer.verdict import Problem
     from archer.verify.policy import Policy
 
 Request = dict[str, Any]
@@ -254,7 +254,7 @@ def _judge(request: Request) -> Request:
 
 
 def _asked(request: Request) -> tuple[Problem, Policy]:
-    from archer.types import Problem
+    from archer.verdict import Problem
     from archer.verify.policy import Policy
 
     fields = request["problem"]
