@@ -166,6 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--answer-pattern", default="box", help="box, number, or a regex")
     made.add_argument("--workers", type=int, default=0, help="processes (0: one per core)")
     made.add_argument("--cpu-seconds", type=float, default=5.0, help="that a verdict may take")
+    made.add_argument("--memory-mb", type=int, default=1024, help="that a verdict may take")
+    made.add_argument("--max-tests", type=int, default=0, help="of each program (0: all)")
+    made.add_argument("--partial", action="store_true", help="score programs by tests passed")
+    made.add_argument("--sandbox", default="auto", help="auto, full, restricted, or weak")
 
     made = add("eval", _eval, "score a model on a problem file: avg@k, pass@k, intervals")
     made.description = (
@@ -275,7 +279,14 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
             options.out,
             terminal,
             workers=options.workers,
-            policy=Policy(cpu_seconds=options.cpu_seconds, answer_pattern=options.answer_pattern),
+            policy=Policy(
+                answer_pattern=options.answer_pattern,
+                cpu_seconds=options.cpu_seconds,
+                memory_mb=options.memory_mb,
+                max_tests=options.max_tests,
+                partial=options.partial,
+                sandbox=options.sandbox,
+            ),
         )
     )
     return 0

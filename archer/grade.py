@@ -24,6 +24,7 @@ from archer.files import written_whole
 from archer.records import verdict_row
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES, Problem, Verdict
+from archer.verify.code import check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
 from archer.verify.verifiers import VERIFIERS
@@ -69,9 +70,14 @@ def grade(
         raise ValueError(f"{file}: no regular file; save the rows in one and give its path")
     if out.exists() and not out.is_file():
         raise ValueError(f"{out} is no regular file; give another --out")
-    total = sum(1 for _ in read_answered(file))
+    verifiers = Counter(row.problem.verifier for row in read_answered(file))
+    total = verifiers.total()
     if not total:
         raise ValueError(f"{file}: the file is empty; write at least one row into it")
+    if verifiers["code"]:
+        level = check_sandbox(policy.sandbox)
+        if level != "full":
+            terminal.say(f"programs run at sandbox level {level}: see docs/sandbox.md")
     facts = {"input_hash": _hash(file), **asdict(policy)}
     card = out.with_name(f"{out.name}.card.json")
     done = _done(out, card, file, facts, total)

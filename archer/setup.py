@@ -25,6 +25,7 @@ from archer.model.load import load_config, load_model, load_tokenizer
 from archer.model.prompts import RenderedPrompt, Renderer
 from archer.rollout import Render
 from archer.types import Problem
+from archer.verify.code import check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import Verifiers, WorkerPool
 from archer.verify.verifiers import VERIFIERS
@@ -76,6 +77,8 @@ def load_data(config: Config) -> Data:
     train, evaluate, counts = train_and_eval(
         _specs(config.data.train), _specs(config.data.evaluate), verifiers=VERIFIERS
     )
+    if any(problem.verifier == "code" for problem in [*train, *evaluate]):
+        check_sandbox(config.verify.sandbox)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
     renderer = Renderer(
         tokenizer,

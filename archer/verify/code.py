@@ -99,6 +99,27 @@ def open_sandbox(level: str) -> Sandbox:
     return Sandbox(level)
 
 
+def check_sandbox(level: str) -> str:
+    """The level that programs would run at. ValueError, with the cure, where they can't be run."""
+    trivial = Problem(
+        id="", prompt="", verifier="code", answer={"kind": "stdin", "tests": [_NOTHING]}
+    )
+    try:
+        with Sandbox(level) as sandbox:
+            verdict = judge_program(trivial, "", Policy(), sandbox)
+    except SandboxFault as fault:
+        verdict = Verdict(outcome="error", score=0.0, detail=str(fault))
+    if verdict.outcome != "correct":
+        raise ValueError(
+            f"programs can't be run here at sandbox level {level}: {verdict.detail}; see "
+            "docs/sandbox.md, or ask for weak by name if you would run them by hand"
+        )
+    return verdict.sandbox
+
+
+_NOTHING = {"input": "", "output": ""}
+
+
 def judge_program(problem: Problem, program: str, policy: Policy, sandbox: Sandbox) -> Verdict:
     """The verdict on a program. What fails in the sandbox itself ends as `error`."""
     answer = problem.answer

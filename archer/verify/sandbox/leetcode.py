@@ -22,8 +22,13 @@ MODULES = (
 """Modules that are there by their own names."""
 STARRED = "typing collections itertools functools operator string random bisect heapq math".split()
 """And those whose public names are; where two have the same, the later one wins."""
-RARE = "decimal fractions statistics sortedcontainers".split()
-"""Modules that are there, with their names, where the source speaks of them."""
+RARE = {
+    "decimal": ("decimal", "Decimal"),
+    "fractions": ("fractions", "Fraction"),
+    "sortedcontainers": ("sortedcontainers", "Sorted"),
+    "statistics": ("statistics",),
+}
+"""Modules that are there, with their public names, where the source holds one of these words."""
 
 
 class ListNode:
@@ -93,8 +98,8 @@ def test_names() -> dict[str, Any]:
 def program_names(source: str) -> dict[str, Any]:
     """What a program finds that is called."""
     rare: dict[str, Any] = {}
-    for name in RARE:
-        if name in source:
+    for name, words in RARE.items():
+        if any(word in source for word in words):
             with suppress(ImportError):
                 rare |= {name: importlib.import_module(name), **_public(name)}
     return rare | _USUAL

@@ -315,6 +315,7 @@ _ACTIONS: dict[str, Callable[[Any, Any, Any], object]] = {
     "next": _next,
     "len": lambda target, _, __: len(target),
     "item": lambda target, arguments, _: target[arguments[0]],
+    "set": lambda target, arguments, _: setattr(target, *arguments),
 }
 
 
@@ -419,14 +420,14 @@ class _Tests:
 class Remote:
     """An object of the program, as the test code sees it.
 
-    It can be called, iterated, measured and indexed, and its attributes are such objects. To
-    compare it, or to ask whether it is true, fails: what can't be looked at can't pass a test.
+    It can be called, iterated, measured and indexed; its attributes are such objects and can be
+    set. To compare it, or to ask whether it is true, fails: what can't be looked at can't pass a test.
     """
 
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tests: _Tests, path: list[Any]) -> None:
-        self._tests, self._path = tests, path
+        self.__dict__.update(_tests=tests, _path=path)
 
     def __call__(self, *arguments: object, **keywords: object) -> Any:
         return self._tests.ask("call", self._path, arguments, keywords)
@@ -435,6 +436,9 @@ class Remote:
         if name.startswith("__"):
             raise AttributeError(name)
         return Remote(self._tests, [*self._path, name])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._tests.ask("set", self._path, [name, value])
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._tests.ask("iter", self._path)
