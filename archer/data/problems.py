@@ -184,7 +184,9 @@ def _code(answer: object, where: str) -> None:
     kind = answer.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         _wrong(where, '"answer.kind"', kind, f"one of {_list(kinds)}")
-    known = ("kind", *kinds[kind], *limits)
+    # Assert statements compare for themselves.
+    comparisons = () if kind == "assert" else ("tolerance", "checker")
+    known = ("kind", *kinds[kind], *limits, *comparisons)
     for name in kinds[kind]:
         if name not in answer:
             raise ValueError(f'{where}: "answer.{name}" is missing; kind "{kind}" needs it')
@@ -194,12 +196,26 @@ def _code(answer: object, where: str) -> None:
     for name in ("name", "code"):
         if name in answer and not (isinstance(answer[name], str) and answer[name].strip()):
             _wrong(where, f'"answer.{name}"', answer[name], "a text")
-    for name in limits:
+    for name in (*limits, "tolerance"):
         limit = answer.get(name, 1)
         if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
             _wrong(where, f'"answer.{name}"', limit, "a number above 0")
+    _comparison(answer, where)
     if "tests" in answer:
         _tests(answer["tests"], kind, where)
+
+
+def _comparison(answer: Row, where: str) -> None:
+    """How outputs are compared, where it is not by equality."""
+    checker = answer.get("checker", "given")
+    if not (isinstance(checker, str) and checker.strip()):
+        wanted = "the source of a function check(input, output, expected)"
+        _wrong(where, '"answer.checker"', checker, wanted)
+    if "checker" in answer and "tolerance" in answer:
+        raise ValueError(
+            f'{where}: "answer" has a "checker" and the "tolerance" {answer["tolerance"]}, but a '
+            'checker compares alone; remove "tolerance" and allow for it in the checker'
+        )
 
 
 def _tests(tests: object, kind: str, where: str) -> None:

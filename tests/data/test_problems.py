@@ -22,6 +22,7 @@ from archer.files import written_whole
 from archer.types import Problem
 
 SUM: dict[str, Any] = {"id": "sum-1", "prompt": "2+3?", "verifier": "math", "answer": "5"}
+CALL: dict[str, Any] = {"kind": "call", "name": "f", "tests": [{"input": [2], "output": 4}]}
 
 json_values = st.recursive(
     st.none()
@@ -163,6 +164,22 @@ def test_a_wrong_value_is_named_with_its_cure(
             {"kind": "assert", "code": "assert 1", "time_limit_s": 0},
             '"answer.time_limit_s" is 0; make it a number above 0',
         ),
+        (CALL | {"tolerance": 0}, '"answer.tolerance" is 0; make it a number above 0'),
+        (CALL | {"tolerance": True}, '"answer.tolerance" is true; make it a number above 0'),
+        (CALL | {"tolerance": "1e-6"}, '"answer.tolerance" is "1e-6"; make it a number above 0'),
+        (
+            CALL | {"checker": " "},
+            '"answer.checker" is " "; make it the source of a function check(input, output, exp',
+        ),
+        (CALL | {"checker": None}, '"answer.checker" is null; make it the source of a function'),
+        (
+            CALL | {"checker": "def check(): ...", "tolerance": 0.1},
+            '"answer" has a "checker" and the "tolerance" 0.1, but a checker compares alone;',
+        ),
+        (
+            {"kind": "assert", "code": "assert 1", "tolerance": 0.1},
+            'unknown key "answer.tolerance"; known: kind, code, time_limit_s, memory_limit_mb',
+        ),
     ],
 )
 def test_a_wrong_code_answer_is_named_with_its_cure(
@@ -178,6 +195,9 @@ def test_a_wrong_code_answer_is_named_with_its_cure(
         {"kind": "stdin", "tests": [{"input": "1\n", "output": "2\n"}], "time_limit_s": 6},
         {"kind": "call", "name": "Solution.f", "tests": [{"input": [2], "output": None}]},
         {"kind": "assert", "code": "assert f(2) == 4\n", "memory_limit_mb": 512.5},
+        CALL | {"tolerance": 1e-6},
+        CALL | {"checker": "def check(input, output, expected): return True"},
+        {"kind": "stdin", "tests": [{"input": "1\n", "output": "2\n"}], "tolerance": 1},
     ],
 )
 def test_right_code_answers_are_read_as_they_are(tmp_path: Path, answer: object) -> None:
