@@ -3,13 +3,13 @@
     prepare("gsm8k_train.jsonl", "train.jsonl")
     prepare("reasoning_gym:gcd", "gcd.jsonl", limit=500, args={"max_value": 50})
 
-Local files are read row by row: .jsonl, .json (one array of objects, of any size) and .parquet.
-`LAYOUTS` lists the layouts of rows that are known; the first row decides which one a file has.
-Every row becomes a problem or is left out for a reason, and the card (NAME.card.md beside the
+Local files are read row by row: .jsonl, .jsonl.gz, .json (one array of objects, of any size) and
+.parquet. `LAYOUTS` lists the layouts of rows that are known; the first row decides which one a file
+has. Every row becomes a problem or is left out for a reason, and the card (NAME.card.md beside the
 problem file) counts the reasons and names the rows. The same input gives the same bytes.
 
-Left out: downloads, filters by difficulty or overlap, the private tests of LiveCodeBench, and any
-check of the answers by their verifier.
+Left out: downloads, filters by difficulty or overlap, and any check of the answers by their
+verifier.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from archer.data import code_rows
 from archer.data.problems import (
     REQUIRED,
     Row,
     digest,
     problems_hash,
     prompt_key,
-    refuse_constant,
     to_line,
     to_problem,
     to_row,
 )
-from archer.data.rows import READERS, read_file
+from archer.data.rows import READERS, as_chat, as_text, ending, read_file, some_of
 from archer.data.sources import (
     REPEATED,
     SOURCES,
@@ -163,12 +163,12 @@ def _is_file(source: str) -> bool:
     if source.partition(":")[0] in SOURCES:
         return False
     path = Path(source)
-    if path.suffix not in READERS and path.exists():
+    if ending(path) not in READERS and path.exists():
         raise ValueError(
             f"{source}: {path.suffix or 'such a file'} is not read; "
             f"a file's name must end in {', '.join(READERS)}"
         )
-    return path.suffix in READERS
+    return ending(path) in READERS
 
 
 def _sieve(
@@ -215,12 +215,12 @@ def _convert(path: Path) -> tuple[str, Iterator[tuple[int, Item]]]:
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: the file has no rows; give one that has some")
-    rows = chain([first], rows)
+    rows, stem = chain([first], rows), path.name.removesuffix(ending(path))
     if all(key in first[1] for key in REQUIRED):
         return "problems", ((n, to_problem(row, where=f"{path}:{n}")) for n, row in rows)
     for name, layout in LAYOUTS.items():
         if layout.fits(first[1]):
-            return name, ((n, _convert_row(layout, row, path.stem, n)) for n, row in rows)
+            return name, ((n, _convert_row(layout, row, stem, n)) for n, row in rows)
     keys, known = ", ".join(first[1]), ", ".join(["problems", *LAYOUTS])
     raise ValueError(f"{path}: no layout has the keys {keys}; convert it into one of {known}")
 
@@ -228,7 +228,10 @@ def _convert(path: Path) -> tuple[str, Iterator[tuple[int, Item]]]:
 def _convert_row(layout: Layout, row: Row, name: str, number: int) -> Item:
     if not layout.fits(row):
         return Dropped(reason="not in the layout of the first row")
-    item = layout.convert(row, f"{name}-{number:06d}", name)
+    try:
+        item = layout.convert(row, f"{name}-{number:06d}", name)
+    except ValueError as error:
+        return Dropped(reason=str(error))
     if isinstance(item, Problem):
         try:
             to_problem(to_row(item), where="")
@@ -308,57 +311,10 @@ def _archer_flat(row: Row, id: str, source: str) -> Item:
 
 
 def _by_ability(prompt: object, truth: object, ability: str, id: str, source: str) -> Item:
-    if not (prompt := _chat(prompt)):
-        return Dropped(reason=NO_PROMPT)
+    prompt = as_chat(prompt)
     if not re.search(r"\b(cod(e|ing)|livecodebench|humaneval|mbpp)", ability):
         return _mathematical(prompt, truth, id, source)
-    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    return _programming(prompt, _tests(_json(truth), None, text), id, source)
-
-
-def _livecodebench(row: Row, id: str, source: str) -> Item:
-    """A row of LiveCodeBench, with the prompt of its official runner."""
-    starter = _text(row.get("starter_code"))
-    question = _text(row["question_content"])
-    if not question:
-        return Dropped(reason=NO_PROMPT)
-    task = STARTER_CODE.format(starter=starter) if starter else PLAIN_PROGRAM
-    messages: tuple[Message, ...] = (
-        {"role": "system", "content": CODE_SYSTEM},
-        {"role": "user", "content": f"### Question:\n{question}\n\n{task}{ANSWER_HERE}"},
-    )
-    metadata = _json(row.get("metadata"))
-    name = metadata.get("func_name") if isinstance(metadata, dict) else None
-    answer = _tests(_json(row["public_test_cases"]), name, starter)
-    meta = _some(row, "platform", "difficulty", "contest_date")
-    id = _text(row.get("question_id")) or id
-    return _programming(messages, answer, id, "livecodebench", meta)
-
-
-def _humaneval(row: Row, id: str, source: str) -> Item:
-    """A row of HumanEval: the head of a function, and `check(candidate)`."""
-    if not _text(row["prompt"]):
-        return Dropped(reason=NO_PROMPT)
-    code = f"{row['test']}\n\ncheck({row['entry_point']})\n"
-    return _programming(
-        HUMANEVAL.format(head=row["prompt"].strip()),
-        {"kind": "assert", "code": code} if _text(row["test"]) else None,
-        _text(row.get("task_id")) or id,
-        "humaneval",
-    )
-
-
-def _mbpp(row: Row, id: str, source: str) -> Item:
-    """A row of MBPP: a task in words and assert statements, which its official prompt shows."""
-    tests = row["test_list"]
-    if not (isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests)):
-        return Dropped(reason=NO_TESTS)
-    if not _text(row["text"]):
-        return Dropped(reason=NO_PROMPT)
-    code = "\n".join(filter(None, [_text(row.get("test_setup_code")), *tests])) + "\n"
-    prompt = MBPP.format(task=row["text"].strip(), tests="\n".join(tests))
-    id = f"mbpp-{row['task_id']}" if "task_id" in row else id
-    return _programming(prompt, {"kind": "assert", "code": code}, id, "mbpp")
+    return code_rows.released(prompt, truth, id, source)
 
 
 def _olympiadbench(row: Row, id: str, source: str) -> Item:
@@ -368,9 +324,9 @@ def _olympiadbench(row: Row, id: str, source: str) -> Item:
     answers = row["final_answer"]
     if isinstance(answers, list) and row.get("is_multiple_answer"):
         answers = ", ".join(str(answer).replace("$", "") for answer in answers)
-    meta = _some(row, "subfield", "answer_type", "unit")
+    meta = some_of(row, "subfield", "answer_type", "unit")
     id = f"olympiadbench-{row['id']}" if "id" in row else id
-    return _mathematical(_chat(row["question"]), answers, id, "olympiadbench", meta)
+    return _mathematical(as_chat(row["question"]), answers, id, "olympiadbench", meta)
 
 
 def _gsm8k(row: Row, id: str, source: str) -> Item:
@@ -383,9 +339,9 @@ def _plain_mathematics(row: Row, id: str, source: str) -> Item:
         id = row["unique_id"]
     elif isinstance(row.get("id"), str | int):
         id = f"{source}-{row['id']}"
-    meta = _some(row, "subject", "type", "level", "difficulty")
+    meta = some_of(row, "subject", "type", "level", "difficulty")
     question = row["problem"] if "problem" in row else row["question"]
-    return _mathematical(_chat(question), row["answer"], id, source, meta)
+    return _mathematical(as_chat(question), row["answer"], id, source, meta)
 
 
 def _has(*keys: str) -> Callable[[Row], bool]:
@@ -393,7 +349,7 @@ def _has(*keys: str) -> Callable[[Row], bool]:
 
 
 def _is_gsm8k(row: Row) -> bool:
-    return "question" in row and "####" in _text(row.get("answer"))
+    return "question" in row and "####" in as_text(row.get("answer"))
 
 
 def _is_mathematics(row: Row) -> bool:
@@ -405,20 +361,28 @@ LAYOUTS: dict[str, Layout] = {
     "archer-flat": Layout(fits=_has("prompt", "ground_truth", "ability"), convert=_archer_flat),
     "livecodebench": Layout(
         fits=_has("question_content", "public_test_cases"),
-        convert=_livecodebench,
-        note="public tests only: too few to trust a score",
+        convert=code_rows.livecodebench,
+        note="rows without private tests have public ones only: too few to trust a score",
     ),
-    "humaneval": Layout(fits=_has("prompt", "entry_point", "test"), convert=_humaneval),
-    "mbpp": Layout(fits=_has("text", "test_list"), convert=_mbpp),
+    # Its rows have the keys of HumanEval's too.
+    "leetcodedataset": Layout(
+        fits=_has("problem_description", "starter_code", "entry_point", "test"),
+        convert=code_rows.leetcodedataset,
+    ),
+    "humaneval": Layout(fits=_has("prompt", "entry_point", "test"), convert=code_rows.humaneval),
+    "mbpp": Layout(fits=_has("text", "test_list"), convert=code_rows.mbpp),
+    "code_contests": Layout(
+        fits=_has("content", "labels", "test"),
+        convert=code_rows.code_contests,
+        note="where several outputs are right, the tests know one of them",
+    ),
     "olympiadbench": Layout(fits=_has("question", "final_answer"), convert=_olympiadbench),
     "gsm8k": Layout(fits=_is_gsm8k, convert=_gsm8k),
     "mathematics": Layout(fits=_is_mathematics, convert=_plain_mathematics),
 }
 """The foreign layouts by name; the first that fits a file's first row is taken."""
 
-NO_PROMPT = "no prompt"
 NO_ANSWER = "no answer"
-NO_TESTS = "no tests, or tests that do not parse"
 
 
 def _mathematical(
@@ -429,7 +393,7 @@ def _mathematical(
     meta: Mapping[str, Any] | None = None,
 ) -> Item:
     if not prompt:
-        return Dropped(reason=NO_PROMPT)
+        return Dropped(reason=code_rows.NO_PROMPT)
     answers = [_plain(answer) for answer in (truth if isinstance(truth, list) else [truth])]
     if not answers or not all(answers):
         return Dropped(reason=NO_ANSWER)
@@ -443,20 +407,6 @@ def _mathematical(
     )
 
 
-def _programming(
-    prompt: str | tuple[Message, ...],
-    answer: object,
-    id: str,
-    source: str,
-    meta: Mapping[str, Any] | None = None,
-) -> Item:
-    if answer is None:
-        return Dropped(reason=NO_TESTS)
-    return Problem(
-        id=id, prompt=prompt, verifier="code", answer=answer, source=source, meta=meta or {}
-    )
-
-
 def _plain(answer: object) -> str:
     """An answer without its box, its dollars and leading zeros: "025" is "25", 70.0 is "70"."""
     if isinstance(answer, float) and answer.is_integer():
@@ -467,109 +417,3 @@ def _plain(answer: object) -> str:
     if re.fullmatch(r"\$[^$]+\$", text):
         text = text[1:-1].strip()
     return re.sub(r"^(-?)0+(\d+)$", r"\1\2", text)
-
-
-def _tests(tests: object, name: str | None, program: str) -> Row | None:
-    """The `code` answer for tests in one of the three forms in use; None if they are in none.
-
-    name: the function that is called, where the row knows it. program: the text that shows whether
-    it is a method of `Solution`.
-    """
-    if isinstance(tests, dict) and set(tests) == {"functional"} and _text(tests["functional"]):
-        return {"kind": "assert", "code": tests["functional"]}
-    if isinstance(tests, dict) and set(tests) == {"inputs", "outputs"}:
-        inputs, outputs = tests["inputs"], tests["outputs"]
-        if not (isinstance(inputs, list) and isinstance(outputs, list)):
-            return None
-        if not inputs or len(inputs) != len(outputs):
-            return None
-        pairs = zip(inputs, outputs, strict=True)
-        return {"kind": "stdin", "tests": [{"input": a, "output": b} for a, b in pairs]}
-    if not (isinstance(tests, list) and tests and all(isinstance(test, dict) for test in tests)):
-        return None
-    kinds = {test.get("testtype") for test in tests}
-    if kinds == {"stdin"}:
-        cases = [{"input": test.get("input"), "output": test.get("output")} for test in tests]
-        return {"kind": "stdin", "tests": cases}
-    metadata = tests[0].get("metadata")
-    if name is None and isinstance(metadata, dict):
-        name = metadata.get("func_name")
-    if kinds != {"functional"} or not isinstance(name, str):
-        return None
-    calls: list[Row] = []
-    for test in tests:
-        # One JSON value a line for each argument.
-        arguments = [_json(line) for line in _text(test.get("input")).splitlines() if line.strip()]
-        output = _json(test.get("output"))
-        if any(value is BROKEN for value in (*arguments, output)):
-            return None
-        calls.append({"input": arguments, "output": output})
-    method = f"Solution.{name}" if "class Solution" in program else name
-    return {"kind": "call", "name": method, "tests": calls}
-
-
-BROKEN = object()
-"""What `_json` gives for a text that is no JSON; None is JSON's null."""
-
-
-def _json(text: object) -> Any:
-    """What a JSON text holds; anything but a text is left as it is."""
-    if not isinstance(text, str):
-        return text
-    try:
-        return json.loads(text, parse_constant=refuse_constant)
-    except (ValueError, RecursionError):
-        return BROKEN
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) and value.strip() else ""
-
-
-def _some(row: Row, *keys: str) -> Row:
-    """Those of the values that are texts or numbers."""
-    return {key: row[key] for key in keys if isinstance(row.get(key), str | int | float)}
-
-
-def _chat(prompt: object) -> str | tuple[Message, ...]:
-    """A prompt as it is, or as plain text if it is one user message; empty if it is neither."""
-    if isinstance(prompt, str):
-        return _text(prompt)
-    if not (isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)):
-        return ""
-    messages: list[Message] = [
-        {"role": str(message.get("role")), "content": _text(message.get("content"))}
-        for message in prompt
-    ]
-    if not messages or not messages[-1]["content"]:
-        return ""
-    if len(messages) == 1 and messages[0]["role"] == "user":
-        return messages[0]["content"]
-    return tuple(messages)
-
-
-# The prompts of the official runner of LiveCodeBench and of the papers of HumanEval and MBPP.
-
-CODE_SYSTEM = (
-    "You are an expert Python programmer. You will be given a question (problem specification) and "
-    "will generate a correct Python program that matches the specification and passes all tests."
-)
-STARTER_CODE = (
-    "### Format: You will use the following starter code to write the solution to the problem and "
-    "enclose your code within delimiters.\n```python\n{starter}\n```\n\n"
-)
-PLAIN_PROGRAM = (
-    "### Format: Read the inputs from stdin solve the problem and write the answer to stdout (do "
-    "not directly test on the sample inputs). Enclose your code within delimiters as follows. "
-    "Ensure that when the python program runs, it reads the inputs, runs the algorithm and writes "
-    "output to STDOUT.\n```python\n# YOUR CODE HERE\n```\n\n"
-)
-ANSWER_HERE = "### Answer: (use the provided format with backticks)\n\n"
-HUMANEVAL = (
-    "Complete the following Python function. Answer with the whole code, the given lines included, "
-    "in one block.\n```python\n{head}\n```"
-)
-MBPP = (
-    "You are an expert Python programmer, and here is your task: {task} Your code should pass "
-    "these tests:\n\n{tests}"
-)

@@ -1,3 +1,4 @@
+import gzip
 import json
 import random
 import re
@@ -89,7 +90,11 @@ def test_archer_mathematics(tmp_path: Path, truth: object, answer: object) -> No
         ),
         (
             [{"input": "1", "output": "2", "testtype": "stdin", "metadata": {"func_name": None}}],
-            {"kind": "stdin", "tests": [{"input": "1", "output": "2"}]},
+            {
+                "kind": "stdin",
+                "tests": [{"input": "1", "output": "2"}],
+                "time_limit_s": 6,
+            },
         ),
         (
             [
@@ -100,7 +105,12 @@ def test_archer_mathematics(tmp_path: Path, truth: object, answer: object) -> No
                     "metadata": {"func_name": "f"},
                 }
             ],
-            {"kind": "call", "name": "f", "tests": [{"input": [[1, 2], "a"], "output": None}]},
+            {
+                "kind": "call",
+                "name": "f",
+                "tests": [{"input": [[1, 2], "a"], "output": None}],
+                "time_limit_s": 6,
+            },
         ),
     ],
 )
@@ -159,66 +169,17 @@ def test_archer_flat(tmp_path: Path) -> None:
     assert only(tmp_path, row | {"ability": "math", "ground_truth": "3"}).answer == "3"
 
 
-def test_livecodebench_gets_the_prompt_of_its_runner(tmp_path: Path) -> None:
+def test_a_row_whose_tests_cannot_be_unpacked_is_counted_and_named(tmp_path: Path) -> None:
     row = {
         "question_content": "Double it.",
-        "question_id": "q1",
-        "platform": "leetcode",
-        "difficulty": "easy",
-        "contest_date": "2024-08-01T00:00:00",
-        "starter_code": "class Solution:\n    def f(self, x): ",
-        "public_test_cases": '[{"input": "1", "output": "2", "testtype": "functional"}]',
-        "private_test_cases": "not read",
-        "metadata": '{"func_name": "f"}',
+        "public_test_cases": '[{"input": "1", "output": "2", "testtype": "stdin"}]',
     }
-    problem = only(tmp_path, row)
-    assert problem.id == "q1"
-    assert isinstance(problem.prompt, tuple)
-    system, user = problem.prompt
-    assert system["content"].startswith("You are an expert Python programmer. You will be given")
-    assert user["content"] == (
-        "### Question:\nDouble it.\n\n### Format: You will use the following starter code to write "
-        "the solution to the problem and enclose your code within delimiters.\n```python\n"
-        "class Solution:\n    def f(self, x): \n```\n\n"
-        "### Answer: (use the provided format with backticks)\n\n"
-    )
-    assert problem.answer == {
-        "kind": "call",
-        "name": "Solution.f",
-        "tests": [{"input": [1], "output": 2}],
-    }
-    assert problem.meta["difficulty"] == "easy"
-    assert "public tests only" in (tmp_path / "out.card.md").read_text()
-
-
-def test_humaneval(tmp_path: Path) -> None:
-    row = {
-        "task_id": "HumanEval/0",
-        "prompt": "def f(x):\n",
-        "entry_point": "f",
-        "canonical_solution": "    return x\n",
-        "test": "def check(candidate):\n    assert candidate(1) == 1\n",
-    }
-    problem = only(tmp_path, row)
-    assert problem.id == "HumanEval/0"
-    assert "```python\ndef f(x):\n```" in str(problem.prompt)
-    namespace: Row = {"f": lambda x: x}
-    exec(problem.answer["code"], namespace)
-    namespace["f"] = lambda x: x + 1
-    with pytest.raises(AssertionError):
-        exec(problem.answer["code"], namespace)
-
-
-def test_mbpp(tmp_path: Path) -> None:
-    tests = ["assert f(1) == 1", "assert f(2) == 4"]
-    row = {"task_id": 3, "text": "Square.", "test_list": tests, "test_setup_code": "import math"}
-    problem = only(tmp_path, row)
-    assert problem.id == "mbpp-3"
-    assert problem.answer == {
-        "kind": "assert",
-        "code": "import math\nassert f(1) == 1\nassert f(2) == 4\n",
-    }
-    assert str(problem.prompt).endswith("these tests:\n\nassert f(1) == 1\nassert f(2) == 4")
+    bad = row | {"question_content": "Halve it.", "private_test_cases": "no base64"}
+    done, (problem,) = prepared(tmp_path, row, bad)
+    assert done.dropped == {"private tests that cannot be unpacked": 1}
+    assert problem.id == "raw-000001"
+    assert "| private tests that cannot be unpacked | 1 | 2 |" in done.card.read_text()
+    assert "rows without private tests have public ones only" in done.card.read_text()
 
 
 @pytest.mark.parametrize(
@@ -357,7 +318,7 @@ def test_a_failed_run_leaves_what_was_there(tmp_path: Path) -> None:
         ("raw.json", '[{"problem": "a?", "answer": "1"}] []', "more stands behind the array; the"),
         ("raw.json", '[{"problem": "a?", "ans', "row 1: malformed JSON, Unterminated string"),
         ("raw.json", '[{"problem": "\udcff"}]', "not UTF-8 text ("),
-        ("raw.csv", "a,b\n", ".csv is not read; a file's name must end in .jsonl, .json, .parquet"),
+        ("raw.csv", "a,b\n", ".csv is not read; a file's name must end in .jsonl, .jsonl.gz, ."),
         ("raw.parquet", "PAR1", "Parquet file size is 4 bytes"),
     ],
 )
@@ -436,6 +397,26 @@ def test_an_array_is_read_wherever_its_blocks_are_cut(
             assert [row for _, row in read_file(path)] == rows
 
 
+def test_a_packed_file_has_the_rows_and_the_name_of_the_plain_one(tmp_path: Path) -> None:
+    plain = write(tmp_path / "raw.v1.jsonl", {"problem": "a?", "answer": "1"})
+    packed = tmp_path / "raw.v1.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    one = prepare(plain, tmp_path / "one.jsonl")
+    other = prepare(str(packed), tmp_path / "other.jsonl")
+    assert one.out.read_bytes() == other.out.read_bytes()
+    assert [problem.id for problem in read_problems(one.out)] == ["raw.v1-000001"]
+
+
+@pytest.mark.parametrize("cut", [5, 30])
+def test_a_broken_packed_file_is_refused(tmp_path: Path, cut: int) -> None:
+    packed = gzip.compress(b'{"problem": "a?", "answer": "1"}\n')
+    path = tmp_path / "raw.jsonl.gz"
+    for content in (packed[:cut], b"{" + packed, packed[:12] + b"\xff" * 20):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"raw\.jsonl\.gz: .*; give a whole gzip file"):
+            prepare(str(path), tmp_path / "out.jsonl")
+
+
 def test_a_large_array_is_never_held_whole(tmp_path: Path) -> None:
     path = tmp_path / "raw.json"
     with open(path, "w") as file:
@@ -481,6 +462,8 @@ def test_parquet_rows_are_those_of_json(tmp_path: Path) -> None:
             {"needs a tolerance, which the math verifier has not": 1},
         ),
         ("humaneval.jsonl", "humaneval", 164, {}),
+        ("leetcodedataset_v0.3.1_test.jsonl.gz", "leetcodedataset", 228, {}),
+        ("code_contests_sample.jsonl", "code_contests", 20, {}),
         ("mbpp.jsonl", "mbpp", 974, {}),
         ("livecodebench_v1_public.jsonl", "livecodebench", 400, {}),
         ("livecodebench_v1_3rows_full.jsonl", "livecodebench", 3, {}),

@@ -56,13 +56,18 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Row]]:
     """
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield number, parse_object(line, f"{path}:{number}")
+            yield from parse_lines(file, path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; give the path of a JSONL file") from error
+
+
+def parse_lines(lines: Iterable[bytes], path: str | os.PathLike[str]) -> Iterator[tuple[int, Row]]:
+    """The JSON objects in lines, as `read_rows` gives them; `path` stands in messages."""
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield number, parse_object(line, f"{path}:{number}")
 
 
 def to_problem(row: Row, *, where: str, verifiers: Collection[str] | None = None) -> Problem:

@@ -1,18 +1,22 @@
-"""Rows of raw data files: JSONL, one JSON array of any size, parquet.
+"""Rows of raw data files: JSONL (also packed by gzip), one JSON array of any size, parquet.
 
-All are read in a stream; what the rows mean is `archer.prepare`'s matter.
+All are read in a stream; what the rows mean is `archer.prepare`'s matter. The small functions at
+the end read single values, which no data set holds in one form alone.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import count as numbers_from
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from archer.data.problems import Row, read_rows, refuse_constant
+from archer.data.problems import Row, parse_lines, read_rows, refuse_constant
+from archer.types import Message
 
 
 def read_file(path: Path) -> Iterator[tuple[int, Row]]:
@@ -21,11 +25,24 @@ def read_file(path: Path) -> Iterator[tuple[int, Row]]:
     ValueError for a file that is missing, broken or in another encoding than UTF-8.
     """
     try:
-        yield from READERS[path.suffix](path)
+        yield from READERS[ending(path)](path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; give the path of a file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error}); save the file as UTF-8") from error
+
+
+def ending(path: Path) -> str:
+    """What decides how a file is read: ".json" of "a.b.json", ".jsonl.gz" of "a.b.jsonl.gz"."""
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _read_gzip(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        with gzip.open(path, "rb") as file:
+            yield from parse_lines(file, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: {error}; give a whole gzip file") from error
 
 
 def _read_array(path: Path) -> Iterator[tuple[int, Row]]:
@@ -109,6 +126,48 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
     ".jsonl": read_rows,
+    ".jsonl.gz": _read_gzip,
     ".json": _read_array,
     ".parquet": _read_parquet,
 }
+
+
+BROKEN = object()
+"""What `as_json` gives for a text that is no JSON; None is JSON's null."""
+
+
+def as_json(text: object) -> Any:
+    """What a JSON text holds; anything but a text is left as it is."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return BROKEN
+
+
+def as_text(value: object) -> str:
+    """A text that is not blank; empty for all else."""
+    return value if isinstance(value, str) and value.strip() else ""
+
+
+def as_chat(prompt: object) -> str | tuple[Message, ...]:
+    """A prompt as it is, or as plain text if it is one user message; empty if it is neither."""
+    if isinstance(prompt, str):
+        return as_text(prompt)
+    if not (isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)):
+        return ""
+    messages: list[Message] = [
+        {"role": str(message.get("role")), "content": as_text(message.get("content"))}
+        for message in prompt
+    ]
+    if not messages or not messages[-1]["content"]:
+        return ""
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    return tuple(messages)
+
+
+def some_of(row: Row, *keys: str) -> Row:
+    """Those of the values that are texts or numbers."""
+    return {key: row[key] for key in keys if isinstance(row.get(key), str | int | float)}
