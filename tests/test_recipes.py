@@ -130,6 +130,10 @@ PUBLISHED: dict[str, dict[str, Sourced]] = {
 }
 
 
+SMALL = ("tiny", "quickstart", "quickstart_code")
+"""Those that run on a CPU."""
+
+
 def recipe(name: str) -> Config:
     return load_config(ROOT / "recipes" / f"{name}.toml")
 
@@ -157,7 +161,7 @@ def test_a_recipe_opens_with_what_it_is_and_fits_the_page(path: Path) -> None:
 
 
 def test_the_published_recipes_are_all_there() -> None:
-    assert {path.stem for path in RECIPES} == {*PUBLISHED, "tiny", "quickstart"}
+    assert {path.stem for path in RECIPES} == {*PUBLISHED, *SMALL}
 
 
 @pytest.mark.parametrize(
@@ -229,17 +233,17 @@ def test_a_longest_prompt_and_answer_of_the_published_recipes_fit_one_micro_batc
         assert config.rollout.cache_tokens >= longest
 
 
-# ------------------------------------------------------------------ the two that run here
+# ------------------------------------------------------------------ those that run here
 
 
-@pytest.mark.parametrize("name", ["tiny", "quickstart"])
+@pytest.mark.parametrize("name", SMALL)
 def test_a_step_of_the_small_recipes_is_at_least_four_optimizer_steps(name: str) -> None:
     config = recipe(name)
     assert config.loss.name == "aspo_archer"
     assert -(-config.rollout.problems // config.update.minibatch) * config.update.passes >= 4
 
 
-@pytest.mark.parametrize("name", ["tiny", "quickstart"])
+@pytest.mark.parametrize("name", SMALL)
 def test_another_loss_can_be_laid_over_the_small_recipes(name: str) -> None:
     config = load_config(ROOT / "recipes" / f"{name}.toml", ["loss.name=grpo"])
     choose_objective(config)
@@ -273,6 +277,24 @@ def test_the_quickstart_learns_from_two_thousand_problems_and_is_judged_by_other
     for problems in (train, evaluate):
         kinds = [problem.source for problem in problems]
         assert len(set(kinds)) == 7
+
+
+def test_the_quickstart_of_code_learns_from_functions_that_it_is_not_judged_by() -> None:
+    config = recipe("quickstart_code")
+    train, evaluate = (
+        [SourceSpec(source=s.source, count=s.count, seed=s.seed, args=s.args) for s in part]
+        for part in _parts(config)
+    )
+    learned, judged, _ = train_and_eval(train, evaluate)
+    assert len(learned) >= 500
+    assert 100 <= len(judged) <= 200
+    names = [{problem.answer["name"] for problem in part} for part in (learned, judged)]
+    assert not names[0] & names[1]
+    assert all(problem.verifier == "code" for problem in (*learned, *judged))
+    assert {p.source for p in learned} == {p.source for p in judged}
+    # The prompt, with the chat around it, leaves the time to the answers.
+    renderer = Renderer(load_tokenizer(config.model.name), system=config.prompt.system)
+    assert max(len(renderer.render(p.prompt).token_ids) for p in (*learned, *judged)) < 60
 
 
 def _parts(config: Config) -> tuple[Any, Any]:

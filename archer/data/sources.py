@@ -27,6 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from archer.data.functions import function_tasks
 from archer.data.problems import (
     Row,
     digest,
@@ -233,6 +234,19 @@ OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 }
 
 
+def functions(
+    *, seed: int, about: Sequence[str] = ("numbers", "texts", "lists")
+) -> Iterator[Problem]:
+    """One-line Python functions of numbers, texts and lists, to be written as code.
+
+    "Write a Python function add_3(x) that returns x plus 3. Answer with …". All of them stand in
+    `archer.data.functions`.
+    """
+    for task in function_tasks(seed, about):
+        source = f"functions:{task.about}"
+        yield _generated("functions", task.question, task.answer, source=source, verifier="code")
+
+
 def reasoning_gym_task(task: str, *, seed: int, **args: Any) -> Iterator[Item]:
     """A procedural task of the library reasoning-gym; `args` are the fields of its config.
 
@@ -280,6 +294,7 @@ def gsm8k(path: str, *, seed: int) -> Iterator[Problem]:
 
 SOURCES: dict[str, Source] = {
     "arithmetic": Source(items=arithmetic, endless=True),
+    "functions": Source(items=functions, endless=True),
     "reasoning_gym": Source(items=reasoning_gym_task, endless=True),
     "gsm8k": Source(items=gsm8k, endless=False),
 }

@@ -421,10 +421,12 @@ class Remote:
     """An object of the program, as the test code sees it.
 
     It can be called, iterated, measured and indexed; its attributes are such objects and can be
-    set. To compare it, or to ask whether it is true, fails: what can't be looked at can't pass a test.
+    set. To compare it, or to ask whether it is true, fails: what can't be seen can't pass a test.
     """
 
     __hash__ = None  # type: ignore[assignment]
+    _tests: _Tests
+    _path: list[Any]
 
     def __init__(self, tests: _Tests, path: list[Any]) -> None:
         self.__dict__.update(_tests=tests, _path=path)
