@@ -197,6 +197,12 @@ def packed(value: object, protocol: int = 4) -> str:
     return base64.b64encode(zlib.compress(pickle.dumps(value, protocol))).decode()
 
 
+def test_arguments_are_parted_by_line_feeds_alone() -> None:
+    test = FUNCTIONAL | {"input": '"a\u2028b\x85"\r\n[1]\n'}
+    row = LIVECODEBENCH | {"public_test_cases": json.dumps([test])}
+    assert livecodebench(row, "x", "x").answer["tests"][0]["input"] == ["a\u2028b\x85", [1]]
+
+
 PRIVATE = json.dumps([FUNCTIONAL | {"input": "[1, 2]\n\n3", "output": "null"}])
 
 
