@@ -197,7 +197,12 @@ TEXTS: Rows = [
 ]
 
 LISTS: Rows = [
-    ("sum_plus_{k}", "{k} more than the sum of the list x", range(1, 21), lambda x, k: sum(x) + k),
+    (
+        "list_sum_plus_{k}",
+        "{k} more than the sum of the list x",
+        range(1, 21),
+        lambda x, k: sum(x) + k,
+    ),
     ("contains_{k}", "True if {k} is in the list x, else False", range(31), lambda x, k: k in x),
     ("count_{k}", "how often {k} is in the list x", range(31), lambda x, k: x.count(k)),
     ("append_{k}", "the list x with {k} at its end", range(31), lambda x, k: [*x, k]),
