@@ -157,7 +157,9 @@ def reference(row: Row) -> str | None:
     helpers, HumanEval's head) is part of it.
     """
     if "starter_code" in row and as_text(row.get("completion")):
-        program = f"{as_text(row.get('prompt'))}\n{row['completion']}"
+        # The header imports all of math, whose pow takes no modulus; two solutions need Python's.
+        header = f"{as_text(row.get('prompt'))}\nfrom builtins import *\n\n"
+        program = header + row["completion"]
     elif as_text(row.get("canonical_solution")):
         program = as_text(row.get("prompt")) + row["canonical_solution"]
     elif "test_list" in row and as_text(row.get("code")):

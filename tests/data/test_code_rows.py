@@ -339,6 +339,14 @@ def test_a_reference_is_a_block_with_all_that_it_needs() -> None:
     assert "def f(x):" in str(reference(MBPP))
 
 
+def test_a_leetcode_reference_keeps_pythons_own_pow_behind_its_header() -> None:
+    completion = "class Solution:\n    def f(self, x):\n        return pow(x, 2, 5), sqrt(x)\n"
+    found = reference(LEETCODE | {"completion": completion})
+    names: Row = {}
+    exec(str(found).removeprefix("```python\n").removesuffix("```"), names)
+    assert names["Solution"]().f(4) == (1, 2)
+
+
 @pytest.mark.parametrize("row", [LIVECODEBENCH, CODE_CONTESTS, {}, HUMANEVAL | {"test": ""}])
 def test_a_row_without_a_solution_has_no_reference(row: Row) -> None:
     without = {key: value for key, value in row.items() if key != "canonical_solution"}
