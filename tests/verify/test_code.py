@@ -195,6 +195,7 @@ def order(x, seen):
     x.sort()
     seen[1] = {2}
 def apply(f, x): return f(f(x))
+def kept(values, kind): return [value for value in values if isinstance(value, kind)]
 def items():
     yield from range(3)
 def refuse(): raise ValueError("no")
@@ -208,6 +209,7 @@ x, seen = [3, 1, 2], {}
 order(x, seen)
 assert x == [1, 2, 3] and seen == {1: {2}}
 assert apply(lambda n: n * 3, 2) == 18
+assert apply(str, 2) == "2" and kept([1, "a"], int) == [1]
 assert list(items()) == [0, 1, 2] and sum(items()) == 3
 try:
     refuse()
@@ -340,6 +342,13 @@ def test_the_last_complete_block_outside_the_thought_is_judged(
     response: str, in_thought: bool, outcome: str
 ) -> None:
     assert verify(problem(ADD), response, in_thought, QUICK).outcome == outcome
+
+
+def test_many_problems_of_assert_code_in_a_row_share_one_server(sandbox: Sandbox) -> None:
+    for number in range(40):  # two runs at a time on one socket: each hears its own news
+        program = f"def add(a, b): return a + b + {number % 2}"
+        outcome = judged(sandbox, ADD_ASSERT, program).outcome
+        assert outcome == ("wrong" if number % 2 else "correct")
 
 
 # --- when the sandbox fails ---

@@ -210,6 +210,10 @@ class _Server:
         self._send({"run": number, **request}, descriptors)
         return number
 
+    def has_news(self, run: int) -> bool:
+        """Whether something was received of a run that it has not heard yet."""
+        return run in self._news
+
     def news(self, run: int) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """What the server has said of a run since the last call; raises ServerDied."""
         while not self.ended:
@@ -421,6 +425,9 @@ class Run:
         return True
 
     def _wait(self, seconds: float | None) -> None:
+        if self._server.has_news(self._number):
+            self._hear()  # another run of this server has met it on the common socket
+            return
         if self._outbox and self._channel.fileno() in self._open:
             self._poll.modify(self._channel, select.POLLIN | select.POLLOUT)
         for ready, event in self._poll.poll(None if seconds is None else seconds * 1000):

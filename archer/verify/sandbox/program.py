@@ -273,7 +273,11 @@ def _do(channel: Channel, program: _Program, request: Any) -> Coded:
         return call
 
     def read(coded: Coded) -> Any:
-        return decode(coded, program.nodes(), {"at": program.object_at, "callback": callback})
+        return decode(
+            coded,
+            program.nodes(),
+            {"at": program.object_at, "callback": callback, "builtin": _builtin},
+        )
 
     arguments: list[Any] = []
     try:
@@ -289,6 +293,10 @@ def _do(channel: Channel, program: _Program, request: Any) -> Coded:
         return {"value": encode(value, program.refer), "changed": changed}
     except BaseException as fault:  # noqa: BLE001 - the program's objects
         return {"raised": _said(fault)}
+
+
+def _builtin(name: str) -> object:
+    return getattr(builtins, name)
 
 
 def _told(argument: object) -> Coded:
@@ -407,6 +415,9 @@ class _Tests:
     def _refer(self, value: object) -> Coded:
         if type(value) is Remote:
             return {"at": value._path}
+        name = getattr(value, "__name__", "")
+        if name and getattr(builtins, name, None) is value:
+            return {"builtin": name}
         if callable(value):
             self._callbacks.append(value)
             return {"callback": len(self._callbacks) - 1}
