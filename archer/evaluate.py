@@ -20,7 +20,7 @@ from archer.engine.base import Generates, Sampling
 from archer.files import written_whole
 from archer.records import write_rollouts
 from archer.rollout import Named, Progress, Render, judged_groups, train_sampling
-from archer.setup import Data
+from archer.setup import Data, judging
 from archer.terminal import Terminal
 from archer.types import OUTCOMES, Group, Problem
 from archer.verify.pool import Verifiers
@@ -78,7 +78,7 @@ def evaluate_data(
             eval_sampling(config),
             samples=config.eval.samples,
             seed=config.train.seed,
-            settings={"prompt": data.prompt, "answer_pattern": config.verify.answer_pattern},
+            settings={"prompt": data.prompt, "verify": asdict(judging(config))},
             ks=ks,
             progress=progress,
         )

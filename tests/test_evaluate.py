@@ -168,7 +168,7 @@ def test_a_result_holds_all_that_it_depends_on(tmp_path: Path) -> None:
     assert settings["problems_hash"] == problems_hash(read_problems(problems))
     assert settings["prompt"]["suffix"] == " ="
     assert settings["prompt"]["system"] == "s"
-    assert settings["answer_pattern"] == "number"
+    assert settings["verify"] == json.loads(json.dumps(asdict(Policy(answer_pattern="number"))))
     other = {**settings, "seed": 12}
     assert settings_hash(settings) != settings_hash(other)
 
