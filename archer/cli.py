@@ -164,6 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("file", type=Path, metavar="FILE.jsonl")
     made.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     made.add_argument("--answer-pattern", default="box", help="box, number, or a regex")
+    made.add_argument(
+        "--liberty",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what mathematical answers may differ in: percent, order or units (none)",
+    )
     made.add_argument("--workers", type=int, default=0, help="processes (0: one per core)")
     made.add_argument("--cpu-seconds", type=float, default=5.0, help="that a verdict may take")
     made.add_argument("--memory-mb", type=int, default=1024, help="that a verdict may take")
@@ -281,6 +288,7 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
             workers=options.workers,
             policy=Policy(
                 answer_pattern=options.answer_pattern,
+                liberties=tuple(options.liberty),
                 cpu_seconds=options.cpu_seconds,
                 memory_mb=options.memory_mb,
                 max_tests=options.max_tests,

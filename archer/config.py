@@ -145,6 +145,8 @@ class VerifyConfig(Section):
     """Level for programs; auto is the best of full and restricted. See docs/sandbox.md."""
     step_seconds: float = Field(default=1800.0, gt=0)
     """Verdicts that are not there so long after the last completion end as grader errors."""
+    liberties: tuple[Literal["percent", "order", "units"], ...] = ()
+    """What mathematical answers may differ in: 50% for 0.5, {1, 2} for (1, 2), 15 for 15 cm."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     """The run stops when more of a step's verdicts than this are grader errors."""
 

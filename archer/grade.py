@@ -78,7 +78,8 @@ def grade(
         level = check_sandbox(policy.sandbox)
         if level != "full":
             terminal.say(f"programs run at sandbox level {level}: see docs/sandbox.md")
-    facts = {"input_hash": _hash(file), **asdict(policy)}
+    # As the card gives them back, with lists for tuples, or no grading would go on.
+    facts = json.loads(json.dumps({"input_hash": _hash(file), **asdict(policy)}))
     card = out.with_name(f"{out.name}.card.json")
     done = _done(out, card, file, facts, total)
     if done:

@@ -286,6 +286,26 @@ def test_a_wrong_answer_pattern_is_refused(
     assert not run.exists()
 
 
+def test_liberties_are_given_one_by_one_and_a_wrong_one_is_refused(
+    refused: Refusals, recipe: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        {**GOOD, "id": id, "answer": answer, "response": rf"\boxed{{{response}}}"}
+        for id, answer, response in (("a", "1/2", "50%"), ("b", "5", "5 cm"), ("c", "(1,2)", "1,2"))
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused("grade", file, "--out", out, "--liberty", "unit")
+    assert said == "archer: there is no liberty 'unit': take some of percent, order, units\n"
+    assert not out.exists()
+    chosen = ["--liberty", "units", "--liberty", "percent"]
+    assert main(["grade", str(file), "--out", str(out), *chosen, "--quiet"]) == 0
+    outcomes = [json.loads(line)["outcome"] for line in out.read_text().splitlines()]
+    assert outcomes == ["correct", "correct", "wrong"]
+    said = refused("plan", recipe, "verify.liberties=['unit']")
+    assert "verify.liberties.0 = 'unit': input should be 'percent', 'order' or 'units'" in said
+
+
 # ------------------------------------------------------------------ checkpoints
 
 

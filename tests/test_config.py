@@ -15,6 +15,7 @@ from archer.config import (
     Config,
     LossConfig,
     SourceConfig,
+    VerifyConfig,
     changed_knobs,
     config_from,
     config_toml,
@@ -22,6 +23,7 @@ from archer.config import (
     flat,
     load_config,
 )
+from archer.verify.policy import LIBERTIES
 
 SMALLEST = """
 [model]
@@ -359,3 +361,7 @@ def test_mistake_30_no_knob_is_dead() -> None:
     }
     knobs = [*describe_knobs(), *SourceConfig.model_fields]
     assert [knob for knob in knobs if knob.split(".")[-1] not in read] == []
+
+
+def test_a_recipe_may_name_every_liberty_of_the_verifiers() -> None:
+    assert VerifyConfig(liberties=LIBERTIES).liberties == LIBERTIES

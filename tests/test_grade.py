@@ -186,7 +186,7 @@ def test_verdicts_on_something_else_are_never_touched(
     if fault == "other rows":
         write(file, [*ROWS[:-1], row("sum", "5")])
     elif fault == "other settings":
-        settings["answer_pattern"] = "number"
+        settings["liberties"] = ("units",)
     elif fault == "no card":
         (tmp_path / "out.jsonl.card.json").unlink()
     elif fault == "other ids":
@@ -197,6 +197,18 @@ def test_verdicts_on_something_else_are_never_touched(
     with pytest.raises(ValueError, match=r"does not hold verdicts on .* give another --out"):
         run(file, out, **settings)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_grading_with_liberties_goes_on_and_its_card_names_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [*ROWS, row("unit", r"\boxed{5 cm}")])
+    out = tmp_path / "out.jsonl"
+    run(file, out, liberties=("units",))
+    whole = out.read_text()
+    assert read(out)[-1]["outcome"] == "correct"
+    assert json.loads((tmp_path / "out.jsonl.card.json").read_text())["liberties"] == ["units"]
+    out.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    run(file, out, liberties=("units",))
+    assert [line["id"] for line in read(out)] == [json.loads(s)["id"] for s in whole.splitlines()]
 
 
 def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ class TooLarge(Exception):
 _UNICODE = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2013\u2014", "-"), **dict.fromkeys("\u00a0\u2009\u202f", " "),
-        **dict.fromkeys("€£¥", ""), **dict.fromkeys("∕⁄", "/"), **dict.fromkeys("·⋅", r"\cdot "),
+        **dict.fromkeys("∕⁄", "/"),
+        **dict.fromkeys("·⋅", r"\cdot "),
         **dict.fromkeys("≤⩽", r"\le "), **dict.fromkeys("≥⩾", r"\ge "), "≠": r"\ne ",
         "≈": r"\approx ", "×": r"\times ", "÷": r"\div ", "±": r"\pm ", "∓": r"\mp ",
         "√": r"\sqrt ", "²": "^{2}", "³": "^{3}", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ",
@@ -48,7 +49,10 @@ _COMMANDS = {
     name: replacement
     for names, replacement in (
         ("left right middle big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle", ""),
-        ("limits nolimits rm bf it textdollar dollar pounds euro", ""),
+        ("limits nolimits rm bf it", ""),
+        ("textdollar dollar", "$"),
+        ("pounds", "£"),
+        ("euro", "€"),
         ("quad qquad", " "),
         ("dfrac tfrac cfrac", r"\frac"),
         ("dbinom tbinom", r"\binom"),
@@ -73,6 +77,7 @@ _COMMANDS = {
         ("lg", r"\log_{10}"),
         ("degree", "^{\\circ}"),
         ("bar dot", r"\overline"),
+        ("bmod", r"\mod"),
     )
     for name in names.split()
 }
@@ -85,7 +90,7 @@ def _rules(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 
 _BEFORE_COMMANDS = _rules(
     (r"\\\\(?:\s*\[[^\]]*\])?", ROW),
-    (r"\\\$", ""),
+    (r"\\\$", "$"),  # no delimiter of mathematics: those are gone by now
     (r"\\[()\[\]]", " "),  # the delimiters of mathematics
     (r"\\(?:left|right)\s*\.", ""),
     # Spaces that part thousands, then all others.
@@ -100,16 +105,20 @@ _AFTER_COMMANDS = _rules(
     (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
     (r"\\text\s*\{\s*((?:arc)?(?:sin|cos|tan|cot|sec|csc)|ln|log|exp)\s*\}", r"\\\1 "),
     (r"\\text\s*\{", r"\\text{"),
+    (r"\\text\{\s*([$€£¥])\s*\}", r"\1"),
     (r"\\overline\s*\{?(\d+)\}?", r"\\overline{\1}"),
     (r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?", DEGREE),
+    (r"(?<=\d)\^\s*\{?\\text\{ ?o ?\}\}?", DEGREE),
+    (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))", r"\\ln "),
 )
 _PLAIN = _rules(
-    (r"\$", ""),
     (r"^\s*\\text\{([^{}]*\d[^{}]*)\}(?=[\s.]*$)", r"\1"),
     (r"\\text\{\s*(?:[dD]egrees?|deg)\.?\s*\}", DEGREE),
     (r"(?<![A-Za-z\\])(?:[dD]egrees?|deg)(?![A-Za-z])", DEGREE),
     (r"\s*(?:[pP]er ?cent(?:age)?|pct)(?![A-Za-z])", "%"),
+    (rf"{DEGREE}\s*([CF])(?![A-Za-z])", rf"{DEGREE}\\text{{\1}}"),
     (r"\\text\{\s*%\s*\}", "%"),
+    (r"(?<=\d)\^\{?o\}?(?![A-Za-z])", DEGREE),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=", r"\\ne "),
@@ -142,7 +151,9 @@ def clean(text: str) -> str:
     if text.isascii() and text.isdigit():
         return text
     _check_nesting(text)
+    text = _without_delimiters(text)
     if not text.isascii():
+        text = _ROOT.sub(r"\\sqrt{\1}", text)
         text = text.translate(_UNICODE)
     if "\\" in text or "~" in text or "{,}" in text:
         if "\\begin" not in text:  # no rows that could end in a double backslash
@@ -155,6 +166,16 @@ def clean(text: str) -> str:
     if not text.endswith("..."):
         text = text.rstrip(". ")
     return _brace(text) if "\\" in text else text
+
+
+_ROOT = re.compile(r"√ ?(\d+)")  # TeX's own would take one digit only
+_DELIMITER = re.compile(r"(?<!\\)\$")
+
+
+def _without_delimiters(text: str) -> str:
+    """Without the `$` that begin and end mathematics; one alone before a digit is a dollar's."""
+    alone = text.count("$") == 1 and re.search(r"\$\d", text)
+    return text if alone else _DELIMITER.sub("", text)
 
 
 def _apply(rules: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
@@ -176,8 +197,8 @@ def _check_nesting(text: str) -> None:
             depth -= 1
 
 
-_ARGUMENTS = {"\\frac": 2, "\\binom": 2, "\\sqrt": 1}
-_TAKES_ARGUMENTS = re.compile(r"\\(?:frac|binom|sqrt)(?![A-Za-z])")
+_ARGUMENTS = {"\\frac": 2, "\\binom": 2, "\\sqrt": 1, "\\pmod": 1}
+_TAKES_ARGUMENTS = re.compile(r"\\(?:frac|binom|sqrt|pmod)(?![A-Za-z])")
 _ARGUMENT = re.compile(r"\s*(\\[A-Za-z]+|[^\s\\{}])")
 
 
@@ -234,7 +255,7 @@ _FRACTION = re.compile(
 )
 _SCIENTIFIC = re.compile(
     r"(?P<digits>[-+]?(?:\d+(?:\.\d*)?|\.\d+))(?:[eE](?P<e>[-+]?\d{1,3})"
-    r"|(?:\\times ?|\\cdot ?|\*|x)10\^(?:\{(?P<braced>[-+]?\d{1,3})\}|(?P<bare>\d)(?!\d)))"
+    r"|(?:\\times ?|\\cdot ?|\*| ?x ?)10\^(?:\{(?P<braced>[-+]?\d{1,3})\}|(?P<bare>\d)(?!\d)))"
 )
 _POWER_OF_TEN = re.compile(r"(?P<sign>-?)10\^(?:\{(?P<braced>[-+]?\d{1,3})\}|(?P<bare>\d))")
 _REPEATING = re.compile(

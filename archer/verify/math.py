@@ -9,29 +9,40 @@ Three steps, each only where the one before has not decided:
 `judge_math` with `symbols=False` stops before the third step, which may take long, and can so be
 called in the process that trains. Nothing is ever rounded, and nothing evaluated as code.
 
-What is a convention, and how it is decided here:
+Strict is the default. The liberties of a policy (archer.verify.policy) forgive one kind of
+difference each:
 
-| accepted    | response       | verdict | because                                            |
-|-------------|----------------|---------|----------------------------------------------------|
-| 1/3         | 0.333          | wrong   | a rounded number is another number                 |
-| \frac{1}{2} | \frac{2}{4}    | correct | lowest terms are not asked for                     |
-| 50%         | 0.5 or 50      | correct | equal, or the sign left out                        |
-| 0.5         | 0.5%           | wrong   | up to 1 the sign makes the difference              |
-| 15 cm       | 15             | correct | a unit may be left out, or added                   |
-| 15 cm       | 15 m           | wrong   | but not changed                                    |
-| 90^\circ    | 90             | correct | so may the sign of degrees or of a currency        |
-| 52_8        | 52             | wrong   | a base may not be left out                         |
-| {1, 2}      | 2, 1           | correct | lists and sets have no order                       |
-| (1, 2)      | (2, 1) or 1, 2 | wrong   | tuples have one, and brackets                      |
-| x = 5       | 5              | correct | the name may be left out, or added                 |
-| x = 5       | y = 5          | wrong   | but not changed                                    |
-| x > 2       | (2, \infty)    | correct | an interval says the same                          |
+| accepted    | response           | strict  | why, and which liberty forgives it            |
+|-------------|--------------------|---------|-----------------------------------------------|
+| 50%         | 0.5 or 1/2         | wrong   | `percent`: equal numbers                      |
+| 50%         | 50                 | wrong   | `units`: the sign left out (of more than 1 %) |
+| 15 cm       | 15                 | wrong   | `units`: left out, or added                   |
+| 15 cm       | 15 m               | wrong   | none: another unit                            |
+| 90^\circ    | 90                 | correct | the sign of degrees may be left out or added  |
+| 90^\circ    | 90 rad             | wrong   | none: another unit                            |
+| \$25        | 25 or 25 dollars   | correct | and so may that of a currency                 |
+| \$25        | 25 cents           | wrong   | none: another unit                            |
+| 5 apples    | 5                  | correct | and words that say what was counted           |
+| (1, 2)      | \{1, 2\} or 1, 2   | wrong   | `order`: the same elements                    |
+| (1, 2)      | (2, 1)             | wrong   | `order`: the same elements                    |
+| (1, 2)      | [1, 2]             | wrong   | none: open or closed, these may be intervals  |
+| \{1, 2\}    | 2, 1 or \{2, 1, 1\} | correct | lists and sets have no order                  |
+| 1/3         | 0.333              | wrong   | none: a rounded number is another number      |
+| \frac{1}{2} | \frac{2}{4}        | correct | lowest terms are not asked for                |
+| 52_8        | 52                 | wrong   | none: a base may not be left out              |
+| x = 5       | 5                  | correct | the name may be left out, or added            |
+| x = 5       | y = 5              | wrong   | none: but not changed                         |
+| 73          | m + n = 73         | correct | what was asked for, and its value             |
+| 7           | x + 2 = 7, 14 = 7  | wrong   | none: still to be solved, and false           |
+| (2, -3)     | x = 2, y = -3      | correct | coordinates by their names                    |
+| x > 2       | (2, \infty)        | correct | an interval says the same                     |
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archer.verdict import Problem, Verdict
@@ -51,6 +62,7 @@ from archer.verify.parts import (
     is_known_unit,
     read_answer,
 )
+from archer.verify.policy import LIBERTIES, Policy
 
 QUICK_CHARACTERS = 200
 """Answers longer than this are not taken apart in the process that trains."""
@@ -59,14 +71,26 @@ Same = bool | None
 """Whether two answers are the same; None where an expression would have to be worked out."""
 
 
-def math(problem: Problem, reading: Reading) -> Verdict:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How two answers are compared. Example: Rules(symbols=False, liberties=("percent",))"""
+
+    symbols: bool
+    """Whether expressions may be worked out, which takes milliseconds and a library."""
+    liberties: Sequence[str]
+    """Differences that are forgiven, see the table above."""
+
+
+def math(problem: Problem, reading: Reading, policy: Policy) -> Verdict:
     """The verifier. `problem.answer` is an accepted answer or a list of them, texts or numbers."""
-    verdict = judge_math(problem, reading, symbols=True)
+    verdict = judge_math(problem, reading, symbols=True, liberties=policy.liberties)
     assert verdict is not None, "with symbols every answer is decided"
     return verdict
 
 
-def judge_math(problem: Problem, reading: Reading, *, symbols: bool) -> Verdict | None:
+def judge_math(
+    problem: Problem, reading: Reading, *, symbols: bool, liberties: Sequence[str] = ()
+) -> Verdict | None:
     """The verdict; without `symbols` None where an expression would have to be worked out."""
     if reading.answer is None:
         return Verdict(outcome="no_answer", score=0.0)
@@ -78,7 +102,9 @@ def judge_math(problem: Problem, reading: Reading, *, symbols: bool) -> Verdict 
     for gold in accepted:
         _check_size(gold)
     try:
-        same = _any(same_answer(gold, answer, symbols=symbols) for gold in accepted)
+        same = _any(
+            same_answer(gold, answer, symbols=symbols, liberties=liberties) for gold in accepted
+        )
     except TooLarge as reason:
         return Verdict(outcome="limit", score=0.0, detail=str(reason))
     if same is None:
@@ -118,23 +144,26 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def same_answer(gold: str, answer: str, *, symbols: bool = True) -> Same:
+def same_answer(
+    gold: str, answer: str, *, symbols: bool = True, liberties: Sequence[str] = ()
+) -> Same:
     """Whether a response's answer says the same as an accepted one.
 
     Raises TooLarge for what is too large to be read.
     """
-    return clean(gold) == clean(answer) or _same(read_answer(gold), read_answer(answer), symbols)
+    rules = Rules(symbols=symbols, liberties=liberties)
+    return clean(gold) == clean(answer) or _same(read_answer(gold), read_answer(answer), rules)
 
 
-def _same(gold: Node, answer: Node, symbols: bool) -> Same:
-    if isinstance(gold, Quantity) or isinstance(answer, Quantity):
-        return _same_quantity(gold, answer, symbols)
+def _same(gold: Node, answer: Node, rules: Rules) -> Same:
     if isinstance(gold, Named | Relation) or isinstance(answer, Named | Relation):
-        return _same_relation(gold, answer, symbols)
+        return _same_relation(gold, answer, _in_order(rules, gold, answer))
+    if isinstance(gold, Quantity) or isinstance(answer, Quantity):
+        return _same_quantity(gold, answer, rules)
     if isinstance(gold, Group) or isinstance(answer, Group):
-        return _same_group(gold, answer, symbols)
+        return _same_group(gold, answer, rules)
     if isinstance(gold, Number) and isinstance(answer, Number):
-        return _same_number(gold, answer)
+        return _same_number(gold, answer, rules)
     if isinstance(gold, Numeral) or isinstance(answer, Numeral):
         return gold == answer
     one, other = _text(gold), _text(answer)
@@ -142,7 +171,7 @@ def _same(gold: Node, answer: Node, symbols: bool) -> Same:
         letter = len(one) == 1 or len(other) == 1  # a choice, or a variable
         if not letter or (isinstance(gold, Words) and isinstance(answer, Words)):
             return one == other
-    return _same_expression(one, other, symbols)
+    return _same_expression(one, other, rules)
 
 
 def _any(answers: Iterable[Same]) -> Same:
@@ -166,20 +195,29 @@ def _all(answers: Iterable[Same]) -> Same:
 # --- single values ---
 
 
-def _same_number(gold: Number, answer: Number) -> bool:
+def _same_number(gold: Number, answer: Number, rules: Rules) -> bool:
     if gold.percent == answer.percent:
         return gold.value == answer.value
     percent, bare = (gold, answer) if gold.percent else (answer, gold)
-    sign_left_out = percent.value == bare.value and abs(bare.value) > 1
-    return sign_left_out or percent.value / 100 == bare.value
+    if "percent" in rules.liberties and percent.value / 100 == bare.value:
+        return True
+    # Up to 1 a number is a share, and the sign makes the difference: 0.5 and 0.5%.
+    return "units" in rules.liberties and percent.value == bare.value and abs(bare.value) > 1
 
 
-def _same_quantity(gold: Node, answer: Node, symbols: bool) -> Same:
+def _same_quantity(gold: Node, answer: Node, rules: Rules) -> Same:
     gold, gold_unit = _without_unit(gold)
     answer, unit = _without_unit(answer)
-    if gold_unit != unit and is_known_unit(gold_unit) and is_known_unit(unit):
-        return False
-    return _same(gold, answer, symbols)
+    if gold_unit != unit:
+        extra = gold_unit or unit
+        needed = is_known_unit(extra) and extra not in MAY_BE_LEFT_OUT
+        if (gold_unit and unit) or (needed and "units" not in rules.liberties):
+            return False
+    return _same(gold, answer, rules)
+
+
+MAY_BE_LEFT_OUT = ("degree", "dollar", "euro", "gbp", "yen", "%")
+"""Units that are often nothing but a sign; what a percent sign means `_same_number` decides."""
 
 
 def _without_unit(node: Node) -> tuple[Node, str]:
@@ -188,12 +226,12 @@ def _without_unit(node: Node) -> tuple[Node, str]:
     return node, "%" if isinstance(node, Number) and node.percent else ""
 
 
-def _same_expression(gold: str, answer: str, symbols: bool) -> Same:
+def _same_expression(gold: str, answer: str, rules: Rules) -> Same:
     if gold == answer:
         return True
     if INFINITY in (gold.lstrip("-"), answer.lstrip("-")):
         return False
-    if not symbols:
+    if not rules.symbols:
         return None
     from archer.verify.symbolic import same_expression
 
@@ -214,35 +252,80 @@ def _text(node: Node) -> str:
 
 _FUNCTION = re.compile(r"(?P<name>[A-Za-z]\w*)\((?P<argument>[A-Za-z])\)")
 _LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_GREEK = frozenset(
+    r"\alpha \beta \gamma \delta \theta \lambda \mu \phi \varphi \omega \rho \sigma \tau".split()
+)
+_OF_ANGLES = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|det)(?![A-Za-z])")
+_NUMBER_ALONE = re.compile(r"(?:^|[-+])\d+(?:\.\d+)?(?=$|[-+])")
 _FLIPPED = {"=": "=", "\\ne": "\\ne", "<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
-def _same_relation(gold: Node, answer: Node, symbols: bool) -> Same:
+def _same_relation(gold: Node, answer: Node, rules: Rules) -> Same:
     if isinstance(gold, Named) and isinstance(answer, Named):
-        return _any(_same_named(gold, answer, symbols))
+        same = _any(_same_named(gold, answer, rules))
+        return _all((same, *_chain(answer.relation, rules)))
     if isinstance(gold, Named) and not isinstance(answer, Relation):
-        return _same(gold.value, answer, symbols)
+        return _same(gold.value, answer, rules)
     if isinstance(answer, Named) and not isinstance(gold, Relation):
-        return _same(gold, answer.value, symbols)
+        return _all((_same(gold, answer.value, rules), *_chain(answer.relation, rules)))
     one, other = _relation(gold), _relation(answer)
     if one and other:
-        return _same_equation(one, other, symbols)
-    if other and set(other.signs) == {"="} and not any(map(_has_variable, other.sides)):
-        return _same(gold, read_answer(other.sides[-1]), symbols)  # "2 + 3 = 5" for 5
+        return _same_equation(one, other, rules)
+    if other and set(other.signs) == {"="} and _is_asked_for(other.sides[0], other.sides[-1]):
+        value = read_answer(other.sides[-1])
+        return _all((_same(gold, value, rules), *_chain(other, rules)))
     return False
 
 
-def _has_variable(text: str) -> bool:
-    return any(len(letter) == 1 for letter in _LETTERS.findall(text))
+def _in_order(rules: Rules, *nodes: Node) -> Rules:
+    """For inequalities and what holds intervals: no liberty makes (2, 1) the same as (1, 2)."""
+    relations = [relation for node in nodes if (relation := _relation(node))]
+    if all(set(relation.signs) == {"="} for relation in relations):
+        return rules
+    return _keeping_order(rules)
 
 
-def _same_named(gold: Named, answer: Named, symbols: bool) -> Iterable[Same]:
+def _keeping_order(rules: Rules) -> Rules:
+    return replace(rules, liberties=[name for name in rules.liberties if name != "order"])
+
+
+def _chain(relation: Relation | None, rules: Rules) -> Iterable[Same]:
+    """Whether a chain is true as far as it is arithmetic: "2 + 3 = 5" is, "x = 14 = 7" is not."""
+    if relation is None or set(relation.signs) != {"="}:
+        return
+    last, lenient = relation.sides[-1], replace(rules, liberties=LIBERTIES)
+    for side in relation.sides[:-1]:
+        if not _variables(side) and not _variables(last):
+            yield _same(_without_unit(read_answer(last))[0], read_answer(side), lenient)
+
+
+def _is_asked_for(left: str, right: str) -> bool:
+    """Whether an equation says what something is, and is none that has still to be solved.
+
+    Its left side is arithmetic (2 + 3), made of several variables (m + n) or a function of an angle
+    (the cosine of A), and its right side a value.
+    """
+    names = _variables(left)
+    if not names:
+        return True
+    several = len(names) > 1 and not _NUMBER_ALONE.search(left)
+    return (several or _OF_ANGLES.search(left) is not None) and not _variables(right)
+
+
+def _variables(text: str) -> set[str]:
+    return {name for name in _LETTERS.findall(text) if len(name) == 1 or name in _GREEK} - {
+        "e",
+        "i",
+    }
+
+
+def _same_named(gold: Named, answer: Named, rules: Rules) -> Iterable[Same]:
     if gold.name == answer.name:
-        yield _same(gold.value, answer.value, symbols)
+        yield _same(gold.value, answer.value, rules)
     elif renamed := _with_argument_of(gold, answer):
-        yield _same(gold.value, read_answer(renamed), symbols)
+        yield _same(gold.value, read_answer(renamed), rules)
     if gold.relation and answer.relation:
-        yield _same_equation(gold.relation, answer.relation, symbols)
+        yield _same_equation(gold.relation, answer.relation, rules)
 
 
 def _with_argument_of(gold: Named, answer: Named) -> str | None:
@@ -264,15 +347,15 @@ def _relation(node: Node) -> Relation | None:
     )
 
 
-def _same_equation(gold: Relation, answer: Relation, symbols: bool) -> Same:
+def _same_equation(gold: Relation, answer: Relation, rules: Rules) -> Same:
     if gold.signs != answer.signs and set(answer.signs) <= set(_FLIPPED):
         answer = _flipped(answer)
     if gold.signs != answer.signs:
         return False
     if len(gold.signs) > 1 or gold.signs[0] not in _FLIPPED:
         sides = zip(gold.sides, answer.sides, strict=True)
-        return _all(_same(read_answer(one), read_answer(other), symbols) for one, other in sides)
-    if not symbols:
+        return _all(_same(read_answer(one), read_answer(other), rules) for one, other in sides)
+    if not rules.symbols:
         return None
     from archer.verify.symbolic import same_relation
 
@@ -290,32 +373,90 @@ def _flipped(relation: Relation) -> Relation:
 # --- several values in one ---
 
 
-def _same_group(gold: Node, answer: Node, symbols: bool) -> Same:
+def _same_group(gold: Node, answer: Node, rules: Rules) -> Same:
     one, other = _items(gold), _items(answer)
-    kinds = {gold.kind if isinstance(gold, Group) else "set"} | {
-        answer.kind if isinstance(answer, Group) else "set"
-    }
-    if kinds <= {"list", "set"} or kinds == {"union"}:  # {5} is 5
-        return _same_unordered(one, other, symbols)
+    kinds = {_kind(gold), _kind(answer)}
+    if kinds == {"union"}:
+        return _same_unordered(one, other, _keeping_order(rules))
+    if kinds <= {"list", "set"}:  # {5} is 5
+        same = _same_unordered(one, other, rules)
+        return _same_sets(gold, answer, rules) if same is False and "set" in kinds else same
+    if kinds == {"list", "()"} and (_coordinates(one) or _coordinates(other)):
+        one, other = _coordinates(one) or one, _coordinates(other) or other
+        return _all_same(one, other, rules)
+    may_be_tuples = kinds <= {"list", "set", "()", "[]"} and not any(
+        map(_is_interval, (gold, answer))
+    )
+    if may_be_tuples and "order" in rules.liberties:
+        return _same_unordered(one, other, rules)
     if len(kinds) > 1 or len(one) != len(other):
         return False
     if kinds == {":"}:
         return _same_ratio(one, other)
-    return _all(_same(a, b, symbols) for a, b in zip(one, other, strict=True))
+    return _all_same(one, other, rules)
+
+
+def _kind(node: Node) -> str:
+    return node.kind if isinstance(node, Group) else "set"
 
 
 def _items(node: Node) -> tuple[Node, ...]:
     return node.items if isinstance(node, Group) else (node,)
 
 
-def _same_unordered(gold: Sequence[Node], answer: Sequence[Node], symbols: bool) -> Same:
+def _all_same(gold: Sequence[Node], answer: Sequence[Node], rules: Rules) -> Same:
+    if len(gold) != len(answer):
+        return False
+    return _all(_same(a, b, rules) for a, b in zip(gold, answer, strict=True))
+
+
+def _is_interval(node: Node) -> bool:
+    """Brackets that can't be meant as those of a tuple: closed on a side, or without an end."""
+    if not isinstance(node, Group) or len(node.items) != 2:
+        return False
+    ends = [item.text.lstrip("-") for item in node.items if isinstance(item, Expression)]
+    return "[" in node.kind or "]" in node.kind or INFINITY in ends
+
+
+def _coordinates(items: Sequence[Node]) -> tuple[Node, ...] | None:
+    """The values of "y = -3, x = 2" in the order of their names; None where some have none."""
+    named = {item.name: item.value for item in items if isinstance(item, Named)}
+    if len(named) < len(items) or len(named) < 2:
+        return None
+    return tuple(named[name] for name in sorted(named, key=lambda name: name.lstrip("\\")))
+
+
+def _same_sets(gold: Node, answer: Node, rules: Rules) -> Same:
+    """{1, 1, 2} is {1, 2}; the list 1, 1, 2 is not."""
+    one, other = _distinct(gold, rules), _distinct(answer, rules)
+    if one is None or other is None:
+        return None
+    repeated = (len(one), len(other)) != (len(_items(gold)), len(_items(answer)))
+    return repeated and _same_unordered(one, other, rules)
+
+
+def _distinct(node: Node, rules: Rules) -> tuple[Node, ...] | None:
+    """A set's elements once each, a list's as they are; None where that is not decided."""
+    if _kind(node) != "set":
+        return _items(node)
+    found: list[Node] = []
+    for item in _items(node):
+        same = _any(_same(earlier, item, rules) for earlier in found)
+        if same is None:
+            return None
+        if not same:
+            found.append(item)
+    return tuple(found)
+
+
+def _same_unordered(gold: Sequence[Node], answer: Sequence[Node], rules: Rules) -> Same:
     if len(gold) != len(answer):
         return False
     if _by_names(gold, answer) or _by_names(answer, gold):
-        return _all(_same(a, b, symbols) for a, b in zip(gold, answer, strict=True))
+        return _all_same(gold, answer, rules)
     left = list(answer)
     for item in gold:
-        same = [_same(item, other, symbols) for other in left]
+        same = [_same(item, other, rules) for other in left]
         if True not in same:
             return None if None in same else False
         del left[same.index(True)]

@@ -106,6 +106,7 @@ def _read(text: str) -> Node:
     text = text.strip()
     return (
         _read_number(text)
+        or _read_currency(text)
         or _read_words(text)
         or _read_matrix(text)
         or _read_list(text)
@@ -115,15 +116,43 @@ def _read(text: str) -> Node:
         or _read_numeral(text)
         or _read_quantity(text)
         or _read_ratio(text)
-        or Expression(text=text)
+        or Expression(text=_CURRENCY_SIGN.sub("", text))
     )
 
 
-def _read_number(text: str) -> Number | None:
-    text = text.rstrip(DEGREE)
-    percent = text.endswith("%")
-    value = exact_number(text[:-1].rstrip() if percent else text)
-    return None if value is None else Number(value=value, percent=percent)
+def _read_number(text: str) -> Number | Quantity | None:
+    bare, percent = text.rstrip(DEGREE), text.endswith("%")
+    value = exact_number(bare[:-1].rstrip() if percent else bare)
+    if value is None:
+        return None
+    number = Number(value=value, percent=percent)
+    return number if bare == text else Quantity(value=number, unit="degree")
+
+
+_CURRENCY_SIGN = re.compile("[$€£¥]")
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen"}
+_CURRENCY = re.compile(
+    r"(?P<minus>-?) ?(?P<before>[$€£¥]) ?(?P<value>.+)|(?P<bare>.+?) ?(?P<after>[$€£¥])"
+)
+
+
+_SEVERAL = re.compile(
+    r"[,;=<>$€£¥]|\\(?:le|ge|ne|cup)(?![A-Za-z])|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
+)
+
+
+def _read_currency(text: str) -> Quantity | None:
+    match = _CURRENCY.fullmatch(text)
+    if not match:
+        return None
+    amount = match["bare"] or match["minus"] + match["value"]
+    if exact_number(amount) is None and _SEVERAL.search(amount):
+        return None
+    unit, value = _CURRENCIES[match["before"] or match["after"]], _read(amount)
+    if isinstance(value, Quantity):  # "$18 per hour", "$25 dollars"
+        rest = "" if value.unit == unit else value.unit
+        return Quantity(value=value.value, unit=unit + rest)
+    return Quantity(value=value, unit=unit)
 
 
 _MONTHS = {
@@ -143,21 +172,33 @@ _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'\u2019 .-]*")
 _CHOICE = re.compile(r"\(?([A-Z])[).]?")
+_CHOICE_WITH_TEXT = re.compile(r"\(([A-E])\) ?[\w\\$].*")  # "(A) 5"
 _FIGURE = re.compile(r"\\(?:angle|triangle) ?[A-Z]{2,}")
 _FUNCTION_WORDS = frozenset("sin cos tan cot sec csc log ln exp sqrt frac pi".split())
 _SHORT_WORDS = frozenset("yes no odd all red".split())
 _ALL_NUMBERS = frozenset(("\\mathbb{r}", "all real numbers", "all reals"))
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen".split()
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _CARDINALS = {
     word: Number(value=Fraction(value))
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
-    )
+    for value, word in [
+        *enumerate(_ONES),
+        *((10 * ten, word) for ten, word in enumerate(_TENS, start=2)),
+        *(
+            (10 * ten + one, f"{word}-{_ONES[one]}")
+            for ten, word in enumerate(_TENS, start=2)
+            for one in range(1, 10)
+        ),
+    ]
 }
 
 
 def _read_words(text: str) -> Node | None:
     plain = " ".join(_TEXT.sub(r" \1 ", text).split())
-    if choice := _CHOICE.fullmatch(plain):
+    if choice := _CHOICE.fullmatch(plain) or _CHOICE_WITH_TEXT.fullmatch(plain):
         return Words(text=choice[1])
     if _FIGURE.fullmatch(plain):
         return Words(text=plain.replace(" ", ""))
@@ -218,8 +259,35 @@ def _read_list(text: str) -> Group | Named | None:
         if signs:
             # "1, 2, and 3" leaves an empty piece beside its "and".
             items = flat((_read(piece.strip(",")) for piece in pieces if piece.strip(",")), kind)
-            return (_union_of_named(items) or Group(kind=kind, items=items)) if items else None
+            if not items:
+                return None
+            both = _both(items) if all("and" in sign for sign in signs) else None
+            return both or _union_of_named(items) or Group(kind=kind, items=items)
     return None
+
+
+def _both(items: tuple[Node, ...]) -> Named | None:
+    """`x > 1 and x < 3` as x in (1, 3); None where it is no interval between numbers."""
+    if len(items) != 2 or not all(isinstance(item, Named) for item in items):
+        return None
+    low, high = sorted(items, key=lambda item: _end(item, 0) is None)
+    bottom, top = _end(low, 0), _end(high, 1)
+    assert isinstance(low, Named) and isinstance(high, Named)
+    if low.name != high.name or bottom is None or top is None or bottom.value >= top.value:
+        return None
+    assert isinstance(low.value, Group) and isinstance(high.value, Group)
+    kind = low.value.kind[0] + high.value.kind[1]
+    return Named(name=low.name, value=Group(kind=kind, items=(bottom, top)))
+
+
+def _end(item: Node, place: int) -> Number | None:
+    """Where a named interval that is open to one side begins (place 0) or ends (place 1)."""
+    interval = item.value if isinstance(item, Named) else None
+    if not isinstance(interval, Group) or interval.kind not in INTERVALS:
+        return None
+    end, other = interval.items[place], interval.items[1 - place]
+    far = isinstance(other, Expression) and other.text.lstrip("-") == INFINITY
+    return end if isinstance(end, Number) and far else None
 
 
 def _union_of_named(items: tuple[Node, ...]) -> Named | None:
@@ -243,9 +311,10 @@ def flat(items: Iterable[Node], kind: str) -> tuple[Node, ...]:
 
 
 _NAME = re.compile(
-    r"(?:\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|varphi|omega|rho|sigma|tau|angle ?)|"
+    r"(?:(?:m ?)?\\angle ?|"
+    r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|varphi|omega|rho|sigma|tau)|"
     r"\\overline\{[A-Za-z]+\}|\\text\{[^{}]*\}|[A-Za-z])[A-Za-z ]*'*"
-    r"(?:_(?:\{[^{}]*\}|\w|\\[a-z]+))?(?:\([A-Za-z0-9](?:, ?[A-Za-z0-9])*\))?"
+    r"(?:_(?:\{[^{}]*\}|\w|\\[a-z]+))?(?:\^\{-1\})?(?:\([A-Za-z0-9](?:, ?[A-Za-z0-9])*\))?"
     r"|\([A-Za-z](?:, ?[A-Za-z])+\)|\|[A-Z]{2}\|"
 )
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
@@ -269,9 +338,18 @@ def _read_relation(text: str) -> Node | None:
             return Named(name=_bare(sides[0]), value=_read(sides[-1]), relation=relation)
         if len(sides) == 2 and is_name(sides[1]):
             return Named(name=_bare(sides[1]), value=_read(sides[0]), relation=relation)
-    if signs == ["\\in"] and is_name(sides[0]):
+    if signs == ["\\ne"] and is_name(sides[0]) and (value := exact_number(sides[1])) is not None:
+        return Named(name=_bare(sides[0]), value=_all_but(Number(value=value)), relation=relation)
+    if signs in (["\\in"], ["\\equiv"]) and is_name(sides[0]):
         return Named(name=_bare(sides[0]), value=_read(sides[1]), relation=relation)
     return _read_inequality(relation) or relation
+
+
+def _all_but(number: Number) -> Group:
+    r"""The real numbers without one: (-\infty, 3) and (3, \infty)."""
+    low = Group(kind="()", items=(Expression(text="-" + INFINITY), number))
+    high = Group(kind="()", items=(number, Expression(text=INFINITY)))
+    return Group(kind="union", items=(low, high))
 
 
 def _bare(name: str) -> str:
@@ -301,7 +379,20 @@ def _read_inequality(relation: Relation) -> Named | None:
     return Named(name=_bare(name), value=interval, relation=relation)
 
 
+_SET_OF_ALL = re.compile(
+    r"\\\{ ?(?P<name>[a-z]) ?(?:\\in ?\\mathbb\{R\})?"
+    r"(?:\\mid(?![a-z])|\||:)(?P<condition>.+)\\\}"
+)
+_OUTWARD = re.compile(r"(?P<open>[\](\[])(?P<ends>[^()\[\]]+,[^()\[\]]+)(?P<close>[\[)\]])")
+
+
 def _read_bracket(text: str) -> Node | None:
+    if match := _SET_OF_ALL.fullmatch(text):  # {x | x > 3} is x > 3
+        value = _read(match["condition"])
+        return value if isinstance(value, Named) and value.name == match["name"] else None
+    if (match := _OUTWARD.fullmatch(text)) and (match["open"] == "]" or match["close"] == "["):
+        opener, closer = match["open"].replace("]", "("), match["close"].replace("[", ")")
+        return _read(opener + match["ends"] + closer)  # ]0, 1[ is (0, 1)
     opener = "\\{" if text.startswith("\\{") else text[:1]
     closer = "\\}" if text.endswith("\\}") else text[-1:]
     if opener not in ("(", "[", "\\{") or closing(text, 0) != len(text) - len(closer):
@@ -352,7 +443,7 @@ def _read_matrix(text: str) -> Group | None:
 
 
 _NUMERAL = re.compile(
-    r"\(?(?P<digits>[0-9][0-9A-Fa-f]*)\)?_(?:\{(?:\\text\{)?\s*(?P<base>\w+)\s*\}?\}|(?P<digit>\d+))"
+    r"\(?(?:\\text\{)?(?P<digits>[0-9][0-9A-Fa-f]*|[A-Fa-f]*[0-9][0-9A-Fa-f]*)\}?\)?_(?:\{(?:\\text\{)?\s*(?P<base>\w+)\s*\}?\}|(?P<digit>\d+))"
 )
 _BASES = {
     word: str(base)
@@ -380,9 +471,9 @@ _UNITS = {
         "km kilometer kilometre", "in inch inche", "ft foot feet", "yd yard", "mi mile",
         "mg milligram", "g gram", "kg kilogram", "lb pound", "oz ounce", "ton tonne",
         "ml milliliter millilitre", "l liter litre", "gal gallon", "s sec second", "min minute",
-        "h hr hour", "day", "week", "month", "year yr", "mph", "km/h kph kmh", "m/s",
-        "cent", "dollar usd", "euro eur", "rad radian", "n newton", "j joule", "w watt", "am", "pm",
-        "celsius c", "fahrenheit f",
+        "h hr hour", "day", "week", "month", "year yr", "mi/h mph", "km/h kph kmh",
+        "cent", "dollar usd", "euro eur", "gbp", "yen", "degree", "rad radian",
+        "n newton", "j joule", "w watt", "am", "pm", "celsius c", "fahrenheit f",
     )
     for name in line.split()
 }  # fmt: skip
@@ -394,7 +485,11 @@ _SCALES: dict[str, int | Fraction] = {
     "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6),
     "eighth": Fraction(1, 8), "tenth": Fraction(1, 10),
 }  # fmt: skip
-_OPERATIONS = frozenset("squared cubed factorial".split())
+_NO_UNITS = frozenset(
+    "squared cubed factorial and or plus minus of out over mod modulo remainder more less fewer "
+    "most least below above not".split()
+)
+"""Words that make another value of a number."""
 _TEXT_UNIT = re.compile(
     r"(?P<value>.*(?:[\d})!\N{DEGREE SIGN}]|\\pi))\s*\\text\{(?P<unit>[^{}]*)\}"
     r"(?:\^\{?(?P<power>[23])\}?)?(?P<per>/\\text\{[^{}]*\})?"
@@ -418,9 +513,11 @@ def _read_quantity(text: str) -> Node | None:
     else:
         return None
     unit = unit.strip().strip(".").lower()
-    if unit in _OPERATIONS:
+    if not _NO_UNITS.isdisjoint(unit.split()):
         return None
     value = _read(match["value"])
+    if isinstance(value, Quantity) and value.unit == "degree":  # of Celsius or Fahrenheit
+        value = value.value
     if unit.rstrip("s") in _SCALES and isinstance(value, Number):
         return Number(value=value.value * _SCALES[unit.rstrip("s")])
     power = f"^{match['power']}" if match["power"] else ""
@@ -428,17 +525,22 @@ def _read_quantity(text: str) -> Node | None:
 
 
 def unit_name(unit: str) -> str:
-    """One name for each unit: "square inches" -> "in^2", "centimetres" -> "cm"."""
+    """One name for each unit: "square inches" -> "in^2", "metres per second" -> "m/s"."""
     words = unit.lower().replace(".", "").split()
     powers = [_POWERS[word] for word in words if word in _POWERS]
-    name = " ".join(word for word in words if word not in _POWERS)
+    names = " ".join(word for word in words if word not in _POWERS)
+    parts = re.split(r" ?/ ?|(?:^| )per ", names)
+    return "/".join(_UNITS.get(name, _singular(name)) for name in parts) + "".join(powers[:1])
+
+
+def _singular(name: str) -> str:
     singular = name[:-1] if len(name) > 2 and name.endswith("s") else name
-    return _UNITS.get(name, _UNITS.get(singular, singular)) + "".join(powers[:1])
+    return _UNITS.get(singular, singular)
 
 
 def is_known_unit(unit: str) -> bool:
     """Whether a unit is one that can be told from others, and no word for what was counted."""
-    return unit == "%" or unit.split("^")[0] in _UNITS.values()
+    return unit == "%" or any(part in _UNITS.values() for part in re.split(r"[/^]", unit))
 
 
 _TIME = re.compile(r"\d{1,2}:0\d?")  # or the score of a game
@@ -447,7 +549,7 @@ _TIME = re.compile(r"\d{1,2}:0\d?")  # or the score of a game
 def _read_ratio(text: str) -> Group | None:
     if _TIME.fullmatch(text):
         return None
-    numbers = [exact_number(part.strip()) for part in text.split(":")]
+    numbers = [exact_number(part.strip()) for part in re.split(r":| to ", text)]
     if len(numbers) < 2 or any(number is None for number in numbers):
         return None
     items = tuple(Number(value=number) for number in numbers if number is not None)

@@ -8,6 +8,8 @@ from archer.verify.extract import check_answer_pattern
 
 LEVELS = ("full", "restricted", "weak")
 """Levels of the sandbox, the safest first; see docs/sandbox.md."""
+LIBERTIES = ("percent", "order", "units")
+"""What the mathematics verifier can be lenient about; archer.verify.math has the table."""
 MAX_CPU_SECONDS = 3600
 """What a verdict may be given of a core, at the most."""
 
@@ -16,11 +18,13 @@ MAX_CPU_SECONDS = 3600
 class Policy:
     """How responses are judged. Raises ValueError for knobs that can't be.
 
-    Example: Policy(answer_pattern="number", cpu_seconds=2.0)
+    Example: Policy(answer_pattern="number", cpu_seconds=2.0, liberties=("percent",))
     """
 
     answer_pattern: str = "box"
     """Where the answer stands: "box", "number" or a regex, see archer.verify.extract."""
+    liberties: tuple[str, ...] = ()
+    """Conventions that mathematical answers need not keep to, of `LIBERTIES`; none is strict."""
     cpu_seconds: float = 5.0
     """What a verdict may take of a core."""
     memory_mb: int = 1024
@@ -45,3 +49,9 @@ class Policy:
                 f"sandbox level {self.sandbox!r}: use one of auto, {', '.join(LEVELS)}"
             )
         check_answer_pattern(self.answer_pattern)
+        object.__setattr__(self, "liberties", tuple(self.liberties))  # JSON has lists only
+        unknown = [name for name in self.liberties if name not in LIBERTIES]
+        if unknown:
+            raise ValueError(
+                f"there is no liberty {unknown[0]!r}: take some of {', '.join(LIBERTIES)}"
+            )

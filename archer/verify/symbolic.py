@@ -100,8 +100,9 @@ _MIXED = re.compile(r"(?<![\d}^_.)A-Za-z])(\d+) ?(\\frac\{(\d+)\}\{(\d+)\})(?!\^
 _PERCENT = re.compile(r"(\d+|\))%")
 _DEGREES = re.compile(rf"(\d+|\)){DEGREE}")
 _LETTER = re.compile(r"\\text\{([A-Za-z])\}")
-_MISREAD = re.compile(r"'|\\prime|!!|(?<![\d^_])\d+ \d")
-"""What the parser takes for something else: y' for y, 3!! for (3!)!, "3 3" for 3 + 3."""
+_MISREAD = re.compile(r"'|\\prime|!!|(?<![\d^_])\d+ \d|(?<![_\d])\d+_|\)_")
+"""What the parser takes for something else: y' for y, 3!! for (3!)!, 3 3 for 3 + 3, 12_3 for 12."""
+_LETTER_I = re.compile(r"\\[A-Za-z]+|I")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
 
@@ -110,6 +111,8 @@ def parse(text: str) -> Expr | None:
     """The expression that a cleaned text writes down; None where it can't be read as one."""
     if _MISREAD.search(text):
         return None
+    # The parser takes I for the imaginary unit, and Xi for a letter like any other.
+    text = _LETTER_I.sub(lambda letter: r"\Xi " if letter[0] == "I" else letter[0], text)
     text = _DECIMAL.sub(_exact_decimal, text)
     text = _MIXED.sub(_exact_mixed, text)
     text = _PERCENT.sub(r"\1\\cdot\\frac{1}{100}", text)

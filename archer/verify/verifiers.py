@@ -169,8 +169,12 @@ VERIFIERS: dict[str, Callable[..., Verdict | float]] = {
 }
 
 
-POLICED = frozenset({"code", "composite"})
+POLICED = frozenset({"math", "code", "composite"})
 """Verifiers that are handed the policy too."""
+
+
+def _handed(problem: Problem, reading: Reading, policy: Policy) -> tuple[object, ...]:
+    return (problem, reading, policy) if problem.verifier in POLICED else (problem, reading)
 
 
 def verifiers_of(verifier: str, answer: Any) -> frozenset[str]:
@@ -234,8 +238,7 @@ def _judge(problem: Problem, response: str, in_thought: bool, policy: Policy) ->
 
 
 def _judge_reading(problem: Problem, reading: Reading, policy: Policy) -> Verdict:
-    policed = (policy,) if problem.verifier in POLICED else ()
-    verdict = find_verifier(problem.verifier)(problem, reading, *policed)
+    verdict = find_verifier(problem.verifier)(*_handed(problem, reading, policy))
     if not isinstance(verdict, Verdict):
         return _scored(verdict)
     if verdict.outcome not in OUTCOMES or not isfinite(verdict.score):
@@ -273,10 +276,14 @@ def quick_verdict(
     try:
         reading = read_response(text, False, policy.answer_pattern)
         assert reading is not None, "the text is what stands outside a thought"
-        verdict = QUICK[problem.verifier](problem, reading)
+        verdict = QUICK[problem.verifier](*_handed(problem, reading, policy))
     except Exception:  # noqa: BLE001 - whatever it is, `verify` will say it in a worker
         return None
     return verdict and replace(verdict, seconds=time.perf_counter() - begin)
+
+
+def _quick_math(problem: Problem, reading: Reading, policy: Policy) -> Verdict | None:
+    return judge_math(problem, reading, symbols=False, liberties=policy.liberties)
 
 
 def _quick_text(verifier: Verifier, problem: Problem, reading: Reading) -> Any:
@@ -287,8 +294,8 @@ def _quick_choice(problem: Problem, reading: Reading) -> Verdict | None:
     return choice(problem, reading) if len(reading.text) <= QUICK_CHOICE else None
 
 
-QUICK: dict[str, Callable[[Problem, Reading], Verdict | None]] = {
-    "math": partial(judge_math, symbols=False),
+QUICK: dict[str, Callable[..., Verdict | None]] = {
+    "math": _quick_math,
     "exact": partial(_quick_text, exact),
     "normalised": partial(_quick_text, normalised),
     "choice": _quick_choice,

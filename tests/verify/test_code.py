@@ -346,7 +346,7 @@ def test_the_last_complete_block_outside_the_thought_is_judged(
 
 def test_many_problems_of_assert_code_in_a_row_share_one_server(sandbox: Sandbox) -> None:
     for number in range(40):  # two runs at a time on one socket: each hears its own news
-        program = f"def add(a, b): return a + b + {number % 2}"
+        program = f"def add(a, b): return {'a' if number % 2 else 'a + b'}  # {number}"
         outcome = judged(sandbox, ADD_ASSERT, program).outcome
         assert outcome == ("wrong" if number % 2 else "correct")
 

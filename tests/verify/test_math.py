@@ -16,6 +16,7 @@ from archer.verify.latex import MAX_CHARACTERS, TooLarge, clean, exact_number
 from archer.verify.math import judge_math, math, same_answer
 from archer.verify.parts import Expression, Group, Named, Number, Numeral, Quantity, read_answer
 from archer.verify.policy import Policy
+from archer.verify.pool import WorkerPool
 from archer.verify.verifiers import quick_verdict, verify
 
 
@@ -35,8 +36,8 @@ def judged(gold: Any, answer: str) -> Verdict:
 
 SAME: dict[str, list[str]] = {
     "5": [
-        "5.", "5.0", "+5", "$5$", "05", r"\$5", r"5\%", "5", "x=5", "2+3=5", "x = 2+3 = 5",
-        r"\text{five}", "five", r"\frac{10}{2}", "10/2", r"5 \text{ cm}", "5 cm", r"5^\circ", "5°",
+        "5.", "5.0", "+5", "$5$", "05", r"\$5", "5", "x=5", "2+3=5", "x = 2+3 = 5",
+        r"\text{five}", "five", r"\frac{10}{2}", "10/2", r"5^\circ", "5°",
         "(5)", r"\{5\}", r"\sqrt{25}", r"\text{\$}5", "5 = x", r"5 \text{ apples}", "0005",
     ],
     "025": ["25", "25.0"],
@@ -45,7 +46,7 @@ SAME: dict[str, list[str]] = {
     r"10,\!080": ["10080", "10,080"],
     r"11,\! 111,\! 111,\! 100": ["11111111100", "11,111,111,100"],
     r"\frac{1}{2}": [
-        "0.5", ".5", "1/2", r"\dfrac12", r"\tfrac{1}{2}", r"\frac12", r"\frac 12", r"50\%", "50%",
+        "0.5", ".5", "1/2", r"\dfrac12", r"\tfrac{1}{2}", r"\frac12", r"\frac 12",
         "2/4", "2^{-1}", r"\frac{\sqrt{4}}{4}", r"-\frac{-1}{2}", r"\left(\frac{1}{2}\right)",
         "0.50", r"\frac{1}{2}.", r"\sin 30^\circ", r"\cos\frac{\pi}{3}",
     ],
@@ -130,16 +131,14 @@ SAME: dict[str, list[str]] = {
     r"\text{(C)}": ["C", "(C)", r"\text{C}", r"\textbf{(C)}", "C."],
     r"\text{even}": ["even", "Even"],
     r"864 \mbox{ inches}^2": [
-        "864", r"864 \text{ in}^2", "864 square inches", r"864\text{ square inches}",
+        r"864 \text{ in}^2", "864 square inches", r"864\text{ square inches}",
     ],
-    r"15\mbox{ cm}^2": ["15", "15 cm^2", r"15 \text{ cm}^2"],
-    r"5.4 \text{ cents}": ["5.4", r"5.4\text{ cents}", "5.4 cents", r"\frac{27}{5}"],
+    r"15\mbox{ cm}^2": ["15 cm^2", r"15 \text{ cm}^2"],
+    r"5.4 \text{ cents}": [r"5.4\text{ cents}", "5.4 cents", r"\frac{27}{5}\text{ cents}"],
     r"\$32,\!348": ["32348", r"\$32,348", "$32,348", "32,348", r"32348 \text{ dollars}"],
     r"\$18.90": ["18.9", "18.90", r"\text{\$}18.90"],
     r"\frac{270}7\text{ degrees}": [r"\frac{270}{7}", r"\frac{270}{7}^\circ", r"38\frac{4}{7}"],
-    "62.5%": [r"62.5\%", "62.5", "0.625", "5/8", "62.5 percent", r"\frac{125}{2}\%"],
-    "10%": ["0.1", "10", "1/10"],
-    "0.1": ["10%", r"10\%"],
+    "62.5%": [r"62.5\%", "62.5 percent", r"\frac{125}{2}\%"],
     ".0000672": ["6.72e-5", r"6.72 \times 10^{-5}", "0.0000672", r"6.72\cdot10^{-5}"],
     "10^{100}": ["10^{100}", r"10^{99}\cdot 10"],
     "$10^{100}$,$10^{1 / 100}$": [r"10^{100}, 10^{\frac{1}{100}}", "10^{1/100},10^{100}"],
@@ -219,12 +218,11 @@ SAME: dict[str, list[str]] = {
     "(2,3),(4,5)": ["(4,5),(2,3)", "(2,3) and (4,5)", r"\{(2,3),(4,5)\}", "(2, 3), (4, 5)"],
     "1,2,3": ["3,2,1", r"\{1,2,3\}", "1, 2 and 3", r"1,\ 2,\ 3", "x=1,2,3", r"x \in \{1,2,3\}"],
     "[1,2]": ["[1, 2]", r"1\le x\le 2", r"\left[1,2\right]"],
-    r"\frac{2}{3}": ["0.666...", r"0.\overline{6}", "4/6", r"66\frac{2}{3}\%"],
-    "75%": [r"75\%", "0.75", "3/4", "75 percent", r"75\,\%"],
-    "0.75": ["75%"],
-    "8 cm": ["8", "8cm", r"8\text{ cm}", r"8\,\mathrm{cm}", "8 centimeters"],
-    "60 mph": ["60"],
-    "5 hours": ["5", "5 hrs"],
+    r"\frac{2}{3}": ["0.666...", r"0.\overline{6}", "4/6"],
+    "75%": [r"75\%", "75 percent", r"75\,\%"],
+    "8 cm": ["8cm", r"8\text{ cm}", r"8\,\mathrm{cm}", "8 centimeters"],
+    "60 mph": ["60 miles per hour"],
+    "5 hours": ["5 hrs"],
     r"16\pi \text{ square units}": [r"16\pi", r"16\pi\text{ units}^2"],
     "A": ["A", r"\text{A}", r"\textbf{A}", "(A)", r"\text{(A)}", r"\mathrm{A}"],
     "Yes": ["yes", r"\text{Yes}", "Yes."],
@@ -253,7 +251,7 @@ SAME: dict[str, list[str]] = {
     r"\pm 3": ["3,-3", "-3, 3", r"x=\pm3", r"\{-3,3\}"],
     "x=1,y=2,z=3": ["x = 1, y = 2, z = 3", "z=3,y=2,x=1"],
     "(x-1)(x-2)": ["(x-2)(x-1)", "x^2-3x+2"],
-    r"\frac{3}{4}\text{ hours}": ["0.75", "3/4 hours"],
+    r"\frac{3}{4}\text{ hours}": ["0.75 hours", "3/4 hours"],
     "120 degrees": [r"120^\circ", "120"],
     r"\overrightarrow{AB}": [r"\overrightarrow{AB}"],
     "1": ["1.0", r"0.\overline{9}", "0.999...", r"\sin^2x+\cos^2x", "e^0", "1"],
@@ -264,7 +262,7 @@ SAME: dict[str, list[str]] = {
     r"\angle ABC = 60^\circ": ["60", r"60^\circ", r"\angle ABC = 60"],
     "Alice and Bob": ["Bob and Alice", "Alice, Bob", r"\text{Alice and Bob}"],
     r"\text{(A)}": ["A"],
-    "$10$ cm": ["10", "10 cm"],
+    "$10$ cm": ["10 cm"],
     r"$\frac{3}{5}$": ["0.6"],
     r"\(5\)": ["5"],
     r"\[x=5\]": ["5"],
@@ -470,6 +468,25 @@ DIFFERENT: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+FORGIVEN: dict[str, list[str]] = {
+    "5": [r"5\%", r"5 \text{ cm}", "5 cm"],
+    r"\frac{1}{2}": [r"50\%", "50%"],
+    r"864 \mbox{ inches}^2": ["864"],
+    r"15\mbox{ cm}^2": ["15"],
+    r"5.4 \text{ cents}": ["5.4", r"\frac{27}{5}"],
+    "62.5%": ["62.5", "0.625", "5/8"],
+    "10%": ["0.1", "10", "1/10"],
+    "0.1": ["10%", r"10\%"],
+    r"\frac{2}{3}": [r"66\frac{2}{3}\%"],
+    "75%": ["0.75", "3/4"],
+    "8 cm": ["8"],
+    "60 mph": ["60"],
+    "5 hours": ["5"],
+    r"\frac{3}{4}\text{ hours}": ["0.75"],
+}
+"""Right only for a policy that forgives a missing unit and a percent written as a decimal."""
+
+
 def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(gold, answer) for gold, answers in table.items() for answer in answers]
 
@@ -498,6 +515,45 @@ def test_every_equal_answer_is_accepted() -> None:
 @pytest.mark.full
 def test_every_other_answer_is_rejected() -> None:
     assert wrongly_judged(pairs(DIFFERENT), False) == []
+
+
+def test_conventions_are_kept_to_unless_the_policy_forgives_them() -> None:
+    for gold, answer in pairs(FORGIVEN):
+        assert same_answer(gold, answer) is False, (gold, answer)
+        assert same_answer(gold, answer, liberties=("percent", "units")) is True, (gold, answer)
+
+
+def test_an_unknown_liberty_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no liberty 'unit': take some of percent, order, units"):
+        Policy(liberties=("order", "unit"))
+
+
+def test_a_policy_survives_the_way_to_a_worker() -> None:
+    problem_, response = problem(r"(\sqrt{2},1)"), boxed(r"\{1,\frac{2}{\sqrt2}\}")
+    for liberties, outcome in (((), "wrong"), (("units", "order"), "correct")):
+        with WorkerPool(workers=1, policy=Policy(liberties=liberties)) as pool:
+            assert pool.submit(problem_, response, False).result().outcome == outcome
+
+
+@pytest.mark.parametrize(
+    "word", ["and a half", "or more", "out of 6", "of 6", "minus 1", "mod 7", "at most", "less"]
+)
+def test_words_that_say_more_than_what_was_counted_are_no_unit(word: str) -> None:
+    assert same_answer("5", rf"5 \text{{ {word}}}") is False
+
+
+def test_an_equation_counts_by_its_right_side_where_it_is_true_and_solved() -> None:
+    for answer in ("m+n=73", "a+b+c = 73", "m+n = 70+3 = 73", "x = 73", "70+3=73"):
+        assert same_answer("73", answer) is True, answer
+    for answer in ("74=73", "x=74=73", "2x=73", "x+1=73", "x^2=73", "m+n+1=73", "73=m+n+1"):
+        assert same_answer("73", answer) is False, answer
+
+
+def test_coordinates_may_be_given_by_their_names() -> None:
+    assert same_answer("(2,-3)", "x=2,y=-3") is True
+    assert same_answer("(2,-3)", r"y=-3 \text{ and } x=2") is True
+    assert same_answer("x=2, y=-3", "(2,-3)") is True
+    assert same_answer("(2,-3)", "x=-3,y=2") is False
 
 
 @pytest.mark.parametrize("operation", ["squared", "cubed", "factorial", "thirds", "trillion"])
@@ -550,12 +606,17 @@ def test_an_answer_that_only_looks_like_a_number_is_wrong_and_no_error(answer: s
         (r"(1,2)\cup(3,4)", r"(3,4)\cup(1,2)"),
         (r"\{1,2\}", r"\{2,1\}"),
         ("1024", "2^{10}"),
-        ("0.1", r"10\%"),
         ("0.5", r"\frac12"),
     ],
 )
 def test_mistake_29_equal_answers_written_otherwise_score(gold: str, answer: str) -> None:
     assert judged(gold, answer).outcome == "correct"
+
+
+def test_mistake_29_a_percent_scores_as_a_decimal_where_the_policy_says_so() -> None:
+    policy = Policy(liberties=("percent",))
+    assert verify(problem("0.1"), boxed(r"10\%"), False, policy).outcome == "correct"
+    assert judged("0.1", r"10\%").outcome == "wrong"
 
 
 def test_mistake_29_an_answer_without_a_box_can_score() -> None:
@@ -713,7 +774,7 @@ def test_the_quick_path_decides_numbers_lists_and_words() -> None:
 def test_the_quick_path_leaves_expressions_to_the_workers() -> None:
     reading = Reading(text="", answer=r"\frac{2}{\sqrt{2}}")
     assert judge_math(problem(r"\sqrt{2}"), reading, symbols=False) is None
-    assert math(problem(r"\sqrt{2}"), reading).outcome == "correct"
+    assert math(problem(r"\sqrt{2}"), reading, Policy()).outcome == "correct"
 
 
 HOSTILE = {
