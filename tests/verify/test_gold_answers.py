@@ -55,13 +55,33 @@ def other_forms(gold: str) -> Iterator[str]:
     yield re.sub(
         r"\\sqrt\{(\d)\}", r"\\sqrt\1", re.sub(r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2", gold)
     )
+    yield spaced(gold)
     answer = read_answer(gold)
     if isinstance(answer, Number) and not answer.percent:
         yield from number_forms(answer.value)
-    if isinstance(answer, Group) and answer.kind == "list" and not re.search(r"\\pm|where", gold):
-        pieces = re.split(r", ?(?![^(\[{]*[)\]}])", clean(gold))
-        if len(pieces) == len(answer.items):
-            yield ", ".join(reversed(pieces))
+    if isinstance(answer, Group) and not re.search(r"\\pm|where", gold):
+        yield from reordered(clean(gold), answer)
+
+
+def spaced(gold: str) -> str:
+    r"""With `\left(` and `\right)`, and blanks wherever TeX has none to show."""
+    if "\\text" in gold or "\\mbox" in gold:
+        return f" {gold} "
+    if "\\left" not in gold and "[" not in gold:
+        gold = gold.replace("(", r"\left( ").replace(")", r" \right)")
+    return re.sub(r"(?<=[\w)}])(?<!e)([-+=])(?=[\w(\\])", r" \1 ", gold)
+
+
+def reordered(text: str, answer: Group) -> Iterator[str]:
+    """Lists, sets and unions backwards: they have no order."""
+    separators = {"list": ", ", "set": ", ", "union": r"\cup "}
+    if answer.kind not in separators:
+        return
+    inner = text[2:-2] if answer.kind == "set" else text
+    pieces = re.split(r"(?:, ?|\\cup ?)(?![^(\[{]*[)\]}])", inner)
+    if len(pieces) == len(answer.items):
+        backwards = separators[answer.kind].join(reversed(pieces))
+        yield rf"\{{{backwards}\}}" if answer.kind == "set" else backwards
 
 
 def number_forms(value: Fraction) -> Iterator[str]:
