@@ -37,6 +37,7 @@ _UNICODE = str.maketrans(
         "β": r"\beta ", "∞": r"\infty ", "∈": r"\in ", "∪": r"\cup ", "∅": r"\emptyset ",
         "½": r" \frac{1}{2}", "⅓": r" \frac{1}{3}",
         "⅔": r" \frac{2}{3}", "¼": r" \frac{1}{4}", "¾": r" \frac{3}{4}", "，": ",", "。": ".",
+        "¢": r"\text{ cents}",
         "（": "(", "）": ")", "…": "...", "°": "^{\\circ}",
     }
 )  # fmt: skip
@@ -49,7 +50,7 @@ _COMMANDS = {
     name: replacement
     for names, replacement in (
         ("left right middle big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle", ""),
-        ("limits nolimits rm bf it", ""),
+        ("limits nolimits rm bf it underline ensuremath fbox boxed", ""),
         ("textdollar dollar", "$"),
         ("pounds", "£"),
         ("euro", "€"),
@@ -97,6 +98,9 @@ _BEFORE_COMMANDS = _rules(
     (r"(?<=\d)(?:\{,\}|,\s*\\!|\s*\\[,;:! ]|~)\s*(?=\d{3}(?!\d))", ""),
     (r"\\[,;:! ]|~|\\[hv]space\*?\{[^{}]*\}", " "),
     (r"\\%", "%"),
+    (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\\(?:text)?color\s*\{[A-Za-z]+\}", ""),
     (r"\\operatorname\*?\s*\{([a-z]+)\}", r"\\\1 "),
 )
 _AFTER_COMMANDS = _rules(
@@ -116,7 +120,11 @@ _PLAIN = _rules(
     (r"\\text\{\s*(?:[dD]egrees?|deg)\.?\s*\}", DEGREE),
     (r"(?<![A-Za-z\\])(?:[dD]egrees?|deg)(?![A-Za-z])", DEGREE),
     (r"\s*(?:[pP]er ?cent(?:age)?|pct)(?![A-Za-z])", "%"),
-    (rf"{DEGREE}\s*([CF])(?![A-Za-z])", rf"{DEGREE}\\text{{\1}}"),
+    (rf"\\text\{{\s*{DEGREE}\s*\}}", DEGREE),
+    (
+        rf"(?:\\text\{{\s*)?{DEGREE}\s*(C|F|[Cc]elsius|[Ff]ahrenheit)(?![A-Za-z])\s*\}}?",
+        rf"{DEGREE}\\text{{\1}}",
+    ),
     (r"\\text\{\s*%\s*\}", "%"),
     (r"(?<=\d)\^\{?o\}?(?![A-Za-z])", DEGREE),
     (r"<=", r"\\le "),
@@ -129,6 +137,7 @@ _PLAIN = _rules(
     (r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"(?<![A-Za-z\\])((?:arc)?(?:sin|cos|tan)|ln|log)(?=[\s(])", r"\\\1 "),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+    (r"\\text\{\s*\\infty\s*\}", r"\\infty "),
     (r"\+\s*\\infty", r"\\infty"),
     (r"\s+", " "),
     # A space matters between digits (4 2/3) and letters (m n), and after a comma (1, 234).
@@ -162,7 +171,7 @@ def clean(text: str) -> str:
         text = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), text)
         text = _apply(_AFTER_COMMANDS, text)
     text = _apply(_PLAIN, text)
-    text = _LEADING_SIGN.sub("", text).strip().rstrip(",;").strip()
+    text = _unwrapped(_LEADING_SIGN.sub("", text).strip().rstrip(",;").strip())
     if not text.endswith("..."):
         text = text.rstrip(". ")
     return _brace(text) if "\\" in text else text
@@ -176,6 +185,18 @@ def _without_delimiters(text: str) -> str:
     """Without the `$` that begin and end mathematics; one alone before a digit is a dollar's."""
     alone = text.count("$") == 1 and re.search(r"\$\d", text)
     return text if alone else _DELIMITER.sub("", text)
+
+
+_WRAPPED = re.compile(r"(?:\\text)?\{")
+
+
+def _unwrapped(text: str) -> str:
+    r"""`\text{\frac{1}{2}}` (from bold type) and `{5}` without what is around them."""
+    wrapped = _WRAPPED.match(text)
+    if not wrapped or closing(text, wrapped.end() - 1) != len(text) - 1:
+        return text
+    inside = text[wrapped.end() : -1]
+    return inside if wrapped.group() == "{" or "\\" in inside else text
 
 
 def _apply(rules: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:

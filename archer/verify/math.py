@@ -152,7 +152,20 @@ def same_answer(
     Raises TooLarge for what is too large to be read.
     """
     rules = Rules(symbols=symbols, liberties=liberties)
-    return clean(gold) == clean(answer) or _same(read_answer(gold), read_answer(answer), rules)
+    if _on_paper(clean(gold)) == _on_paper(clean(answer)):
+        return True
+    return _same(read_answer(gold), read_answer(answer), rules)
+
+
+_TEXT = re.compile(r"\\text\{ ?([^{}]*?) ?\}")
+_UNSEEN = re.compile(r"(?<=[A-Za-z]) | (?=[A-Za-z])|\\text\{\s*\}")
+
+
+def _on_paper(text: str) -> str:
+    r"""What one sees of an answer: `27\text{ m}^{3}` and `27 m^3` look the same."""
+    if "\\text" in text:
+        text = _TEXT.sub(r"\1", text)
+    return _UNSEEN.sub("", text).replace("^{2}", "^2").replace("^{3}", "^3")
 
 
 def _same(gold: Node, answer: Node, rules: Rules) -> Same:

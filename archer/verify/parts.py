@@ -172,7 +172,11 @@ _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'\u2019 .-]*")
 _CHOICE = re.compile(r"\(?([A-Z])[).]?")
-_CHOICE_WITH_TEXT = re.compile(r"\(([A-E])\) ?[\w\\$].*")  # "(A) 5"
+_CHOICE_WITH_TEXT = re.compile(  # "(A) 5", but not "(A) or (B)"
+    r"\(?([A-E])\) ?(?!.*(?<![A-Za-z])(?:or|and)(?![A-Za-z]))[\w\\$][^()]*"
+)
+_TIME_OF_DAY = re.compile(r"(\d{1,2})(?::(\d\d))? ?([ap])\.? ?m\.?")
+_SYNONYMS = {"no solutions": "no solution", "empty set": "\\emptyset"}
 _FIGURE = re.compile(r"\\(?:angle|triangle) ?[A-Z]{2,}")
 _FUNCTION_WORDS = frozenset("sin cos tan cot sec csc log ln exp sqrt frac pi".split())
 _SHORT_WORDS = frozenset("yes no odd all red".split())
@@ -206,6 +210,10 @@ def _read_words(text: str) -> Node | None:
     if (date := _DATE.fullmatch(lower)) and (date["month"] or date["month_last"]) in _MONTHS:
         month = _MONTHS[date["month"] or date["month_last"]]
         return Words(text=f"date {date['year']} {month} {int(date['day'] or date['day_first'])}")
+    if time := _TIME_OF_DAY.fullmatch(lower):
+        return Words(text=f"time {int(time[1])}:{time[2] or '00'} {time[3]}m")
+    if lower in _SYNONYMS:
+        return Words(text=_SYNONYMS[lower])
     if lower in _CARDINALS:
         return _CARDINALS[lower]
     if lower in _ALL_NUMBERS:
@@ -487,13 +495,15 @@ _SCALES: dict[str, int | Fraction] = {
 }  # fmt: skip
 _NO_UNITS = frozenset(
     "squared cubed factorial and or plus minus of out over mod modulo remainder more less fewer "
-    "most least below above not".split()
+    "most least below above not is but to base pair pairs ten tens score gross point".split()
 )
 """Words that make another value of a number."""
 _TEXT_UNIT = re.compile(
     r"(?P<value>.*(?:[\d})!\N{DEGREE SIGN}]|\\pi))\s*\\text\{(?P<unit>[^{}]*)\}"
     r"(?:\^\{?(?P<power>[23])\}?)?(?P<per>/\\text\{[^{}]*\})?"
 )
+_COUNTED = re.compile(r"[a-z][a-z' -]+[a-z]")
+"""Words that say what was counted: "apples", and neither x nor "(mod 6)"."""
 _WORD_UNIT = re.compile(
     r"(?P<value>.*[\d})])\s*(?<![A-Za-z\\])(?P<unit>[A-Za-z]{2,}(?:[ /][A-Za-z]+)*)"
     r"(?:\^\{?(?P<power>[23])\}?)?"
@@ -507,21 +517,31 @@ def _read_quantity(text: str) -> Node | None:
         unit = match["unit"]
         known = is_known_unit(unit_name(unit)) or unit.rstrip("s") in _SCALES
         spelled = len(unit) > 2 or unit in _SHORT_UNITS
-        counted = text[match.start("unit") - 1] == " " and max(map(len, unit.split())) > 3
-        if not (known and spelled) and not counted:
+        words = text[match.start("unit") - 1] == " " and max(map(len, unit.split())) > 3
+        if not (known and spelled) and not words:
             return None  # 2ab is a product, and so may be 2mg
     else:
         return None
     unit = unit.strip().strip(".").lower()
+    if not unit:
+        return _read(match["value"])
     if not _NO_UNITS.isdisjoint(unit.split()):
         return None
     value = _read(match["value"])
     if isinstance(value, Quantity) and value.unit == "degree":  # of Celsius or Fahrenheit
         value = value.value
-    if unit.rstrip("s") in _SCALES and isinstance(value, Number):
-        return Number(value=value.value * _SCALES[unit.rstrip("s")])
+    scale, _, counted = unit.partition(" ")
+    if scale.rstrip("s") in _SCALES and isinstance(value, Number):  # "2 million dollars"
+        value, unit = Number(value=value.value * _SCALES[scale.rstrip("s")]), counted
+        if not unit:
+            return value
     power = f"^{match['power']}" if match["power"] else ""
-    return Quantity(value=value, unit=unit_name(unit) + power)
+    name = unit_name(unit) + power
+    if not is_known_unit(name) and not _COUNTED.fullmatch(unit):
+        return None
+    if any(word in _CARDINALS or word.rstrip("s") in _SCALES for word in unit.split()):
+        return None
+    return Quantity(value=value, unit=name)
 
 
 def unit_name(unit: str) -> str:

@@ -100,7 +100,9 @@ _MIXED = re.compile(r"(?<![\d}^_.)A-Za-z])(\d+) ?(\\frac\{(\d+)\}\{(\d+)\})(?!\^
 _PERCENT = re.compile(r"(\d+|\))%")
 _DEGREES = re.compile(rf"(\d+|\)){DEGREE}")
 _LETTER = re.compile(r"\\text\{([A-Za-z])\}")
-_MISREAD = re.compile(r"'|\\prime|!!|(?<![\d^_])\d+ \d|(?<![_\d])\d+_|\)_")
+_MISREAD = re.compile(
+    r"'|\\prime|!!|(?<![\d^_])\d+ \d|(?<![_\d])\d+_|\)_|\^\{?(?:T|\\top)(?![A-Za-z])"
+)
 """What the parser takes for something else: y' for y, 3!! for (3!)!, 3 3 for 3 + 3, 12_3 for 12."""
 _LETTER_I = re.compile(r"\\[A-Za-z]+|I")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")

@@ -473,6 +473,72 @@ x^3y^2
   +  6:4  3 : 2
   -  2:3  3:3  32
 """,
+    "words beside a number": r"""
+5
+  +  5 \text{ times}  5\text{ apples}  \text{5}  5\text{.}
+  -  5\text{ and a half}  5\text{ or more}  5\text{ out of 6}  5\text{ in base }6  5 \text{ base 6}
+  -  5\text{ (mod 6)}  5\text{, maybe 6}  5\text{ but not 6}  5\text{ is wrong}  5\text{x}
+  -  5\text{ tens}  5\text{ pairs}  5\text{ hundred dollars}  5\text{ score}  \text{not } 5
+  -  \text{at least } 5  \text{more than 5}  \text{negative }5  \text{between 4 and 6}
+2000000
+  +  2\text{ million}  2 million people  \$2\text{ million}  2\text{ million dollars}
+  -  2  2\text{ billion}  2\text{ million cm}  2\text{ and a million}
+27\text{ m}^3
+  +  27 \, m^3  27\text{ cubic meters}  27\text{ m}^{3}
+  -  27  27\text{ m}^2  27\text{ cm}^3
+3:00 \text{ p.m.}
+  +  3:00 PM  3 p.m.  3\text{ pm}
+  -  3:00  3 a.m.  3:30 p.m.
+2\text{ hours } 30\text{ minutes}
+  +  2 hours 30 minutes  2\text{ hours }30\text{ minutes}
+  -  2 hours 3 minutes  2\text{ hours}  30 minutes
+25\text{ cents}
+  +  25¢  25 cents
+  -  \$25  25  0.25
+-40 \text{ degrees Celsius}
+  +  -40^\circ\text{C}
+  -  -40^\circ\text{F}  40^\circ\text{C}
+""",
+    "other statements around a value": r"""
+5
+  +  \boxed{5}  \underline{5}  \textcolor{red}{5}  \mathbf{5}  {5}
+  -  \pm5  5,-5  <5  \le 5  \sim 5  x \ne 5  5-6  5\to6  5:5  5|5  5\cdot5  5(5)  \frac{5}{0}
+  -  5 \Rightarrow 6  5=5=6  x=6=5  5 \pmod 7  5 \in \{5,6\}  4<5  5\vec{i}  5_x  x_5  5'  5+C
+x
+  -  x'  x^*  \dot{x}  \mathbf{x}y  X  \chi  \Delta x  x^T  |x|  \sqrt{x^2}  x_1
+A
+  -  A^T  A^{-1}  A'  \neg A  \angle A
+B
+  +  (B) 12  \text{(B) } 12  B.
+  -  (A) or (B)  (B) and (C)  (C) 12
+\frac{1}{2}
+  +  {1 \over 2}  \mathbf{\frac{1}{2}}  {\frac12}  \frac{1}{2}\text{.}  \left.\frac{1}{2}\right.
+  -  {2 \over 1}  \frac{1}{2}\frac{1}{2}
+10
+  +  {5 \choose 2}  \sum_{k=1}^{4} k  \binom{5}{3}
+  -  {5 \choose 1}  \sum_{k=1}^{5} k  5 \choose
+(3,7)
+  +  ]3,7[  \{x \mid 3<x<7\}  x>3 \text{ and } x<7
+  -  [3,7]  ]3,7]  \{x \mid 3\le x\le 7\}  x>3 \text{ or } x<7
+x\ne 2
+  +  (-\infty,2)\cup(2,\infty)  2\ne x
+  -  (-\infty,2]\cup[2,\infty)  x=2  x>2
+2\sqrt{3}
+  +  2√3  √12
+  -  √123  √1 2
+f^{-1}(x)=\frac{x-1}{3}
+  +  \frac{x-1}{3}
+  -  f(x)=\frac{x-1}{3}  \frac{x+1}{3}
+30
+  +  m\angle A = 30^\circ  \angle ABC = 30  30^o
+  -  m\angle A = 31^\circ  30\text{ rad}
+I
+  +  I
+  -  i  \sqrt{-1}  1
+20
+  +  twenty  \text{twenty}
+  -  \text{twenty-one}  two
+""",
 }
 
 # What each liberty forgives, and what it does not.
