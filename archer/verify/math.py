@@ -43,6 +43,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from archer.verdict import Problem, Verdict
@@ -276,17 +277,17 @@ _FLIPPED = {"=": "=", "\\ne": "\\ne", "<": ">", ">": "<", "\\le": "\\ge", "\\ge"
 def _same_relation(gold: Node, answer: Node, rules: Rules) -> Same:
     if isinstance(gold, Named) and isinstance(answer, Named):
         same = _any(_same_named(gold, answer, rules))
-        return _all((same, *_chain(answer.relation, rules)))
+        return _all((same, *_arithmetic_holds(answer.relation, rules)))
     if isinstance(gold, Named) and not isinstance(answer, Relation):
         return _same(gold.value, answer, rules)
     if isinstance(answer, Named) and not isinstance(gold, Relation):
-        return _all((_same(gold, answer.value, rules), *_chain(answer.relation, rules)))
+        return _all((_same(gold, answer.value, rules), *_arithmetic_holds(answer.relation, rules)))
     one, other = _relation(gold), _relation(answer)
     if one and other:
         return _same_equation(one, other, rules)
     if other and set(other.signs) == {"="} and _is_asked_for(other.sides[0], other.sides[-1]):
         value = read_answer(other.sides[-1])
-        return _all((_same(gold, value, rules), *_chain(other, rules)))
+        return _all((_same(gold, value, rules), *_arithmetic_holds(other, rules)))
     return False
 
 
@@ -302,7 +303,7 @@ def _keeping_order(rules: Rules) -> Rules:
     return replace(rules, liberties=[name for name in rules.liberties if name != "order"])
 
 
-def _chain(relation: Relation | None, rules: Rules) -> Iterable[Same]:
+def _arithmetic_holds(relation: Relation | None, rules: Rules) -> Iterable[Same]:
     """Whether a chain is true as far as it is arithmetic: "2 + 3 = 5" is, "x = 14 = 7" is not."""
     if relation is None or set(relation.signs) != {"="}:
         return
@@ -392,8 +393,9 @@ def _same_group(gold: Node, answer: Node, rules: Rules) -> Same:
     if kinds == {"union"}:
         return _same_unordered(one, other, _keeping_order(rules))
     if kinds <= {"list", "set"}:  # {5} is 5
-        same = _same_unordered(one, other, rules)
-        return _same_sets(gold, answer, rules) if same is False and "set" in kinds else same
+        if isinstance(gold, Group) and isinstance(answer, Group) and kinds == {"set"}:
+            return _same_sets(gold, answer, rules)
+        return _same_unordered(one, other, rules)
     if kinds == {"list", "()"} and (_coordinates(one) or _coordinates(other)):
         one, other = _coordinates(one) or one, _coordinates(other) or other
         return _all_same(one, other, rules)
@@ -439,27 +441,11 @@ def _coordinates(items: Sequence[Node]) -> tuple[Node, ...] | None:
     return tuple(named[name] for name in sorted(named, key=lambda name: name.lstrip("\\")))
 
 
-def _same_sets(gold: Node, answer: Node, rules: Rules) -> Same:
-    """{1, 1, 2} is {1, 2}; the list 1, 1, 2 is not."""
-    one, other = _distinct(gold, rules), _distinct(answer, rules)
-    if one is None or other is None:
-        return None
-    repeated = (len(one), len(other)) != (len(_items(gold)), len(_items(answer)))
-    return repeated and _same_unordered(one, other, rules)
-
-
-def _distinct(node: Node, rules: Rules) -> tuple[Node, ...] | None:
-    """A set's elements once each, a list's as they are; None where that is not decided."""
-    if _kind(node) != "set":
-        return _items(node)
-    found: list[Node] = []
-    for item in _items(node):
-        same = _any(_same(earlier, item, rules) for earlier in found)
-        if same is None:
-            return None
-        if not same:
-            found.append(item)
-    return tuple(found)
+def _same_sets(gold: Group, answer: Group, rules: Rules) -> Same:
+    """Each element of one in the other: {1, 1, 2} is {1, 2}, but the list 1, 1, 2 is not."""
+    found = (_any(_same(one, other, rules) for one in gold.items) for other in answer.items)
+    named = (_any(_same(one, other, rules) for other in answer.items) for one in gold.items)
+    return _all(chain(found, named))
 
 
 def _same_unordered(gold: Sequence[Node], answer: Sequence[Node], rules: Rules) -> Same:
