@@ -109,6 +109,8 @@ class Case:
 
 def main() -> None:
     """Judges everything and prints a line per kind."""
+    if not DATA.is_file():
+        raise SystemExit(f"{DATA} is missing: put the test set of MATH-500 there")
     golds = sorted({json.loads(row)["answer"] for row in DATA.read_text("utf-8").splitlines()})
     cases = [*cases_of(golds), *hostile_cases()]
     policy = Policy()

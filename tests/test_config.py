@@ -364,4 +364,4 @@ def test_mistake_30_no_knob_is_dead() -> None:
 
 
 def test_a_recipe_may_name_every_liberty_of_the_verifiers() -> None:
-    assert VerifyConfig(liberties=LIBERTIES).liberties == LIBERTIES
+    assert VerifyConfig.model_validate({"liberties": LIBERTIES}).liberties == LIBERTIES

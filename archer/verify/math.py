@@ -12,30 +12,30 @@ called in the process that trains. Nothing is ever rounded, and nothing evaluate
 Strict is the default. The liberties of a policy (archer.verify.policy) forgive one kind of
 difference each:
 
-| accepted    | response           | strict  | why, and which liberty forgives it            |
-|-------------|--------------------|---------|-----------------------------------------------|
-| 50%         | 0.5 or 1/2         | wrong   | `percent`: equal numbers                      |
-| 50%         | 50                 | wrong   | `units`: the sign left out (of more than 1 %) |
-| 15 cm       | 15                 | wrong   | `units`: left out, or added                   |
-| 15 cm       | 15 m               | wrong   | none: another unit                            |
-| 90^\circ    | 90                 | correct | the sign of degrees may be left out or added  |
-| 90^\circ    | 90 rad             | wrong   | none: another unit                            |
-| \$25        | 25 or 25 dollars   | correct | and so may that of a currency                 |
-| \$25        | 25 cents           | wrong   | none: another unit                            |
-| 5 apples    | 5                  | correct | and words that say what was counted           |
-| (1, 2)      | \{1, 2\} or 1, 2   | wrong   | `order`: the same elements                    |
-| (1, 2)      | (2, 1)             | wrong   | `order`: the same elements                    |
-| (1, 2)      | [1, 2]             | wrong   | none: open or closed, these may be intervals  |
-| \{1, 2\}    | 2, 1 or \{2, 1, 1\} | correct | lists and sets have no order                  |
-| 1/3         | 0.333              | wrong   | none: a rounded number is another number      |
-| \frac{1}{2} | \frac{2}{4}        | correct | lowest terms are not asked for                |
-| 52_8        | 52                 | wrong   | none: a base may not be left out              |
-| x = 5       | 5                  | correct | the name may be left out, or added            |
-| x = 5       | y = 5              | wrong   | none: but not changed                         |
-| 73          | m + n = 73         | correct | what was asked for, and its value             |
-| 7           | x + 2 = 7, 14 = 7  | wrong   | none: still to be solved, and false           |
-| (2, -3)     | x = 2, y = -3      | correct | coordinates by their names                    |
-| x > 2       | (2, \infty)        | correct | an interval says the same                     |
+| accepted    | response            | strict  | why, and which liberty forgives it            |
+|-------------|---------------------|---------|-----------------------------------------------|
+| 50%         | 0.5 or 1/2          | wrong   | `percent`: equal numbers                      |
+| 50%         | 50                  | wrong   | `units`: the sign left out (of more than 1 %) |
+| 15 cm       | 15                  | wrong   | `units`: left out, or added                   |
+| 15 cm       | 15 m                | wrong   | none: another unit                            |
+| 90^\circ    | 90                  | correct | the sign of degrees may be left out or added  |
+| 90^\circ    | 90 rad              | wrong   | none: another unit                            |
+| \$25        | 25 or 25 dollars    | correct | and so may that of a currency                 |
+| \$25        | 25 cents            | wrong   | none: another unit                            |
+| 5 apples    | 5                   | correct | and words that say what was counted           |
+| (1, 2)      | \{1, 2\} or 1, 2    | wrong   | `order`: the same elements                    |
+| (1, 2)      | (2, 1)              | wrong   | `order`: the same elements                    |
+| (1, 2)      | [1, 2]              | wrong   | none: open or closed, these may be intervals  |
+| \{1, 2\}    | 2, 1 or \{1, 2, 2\} | correct | lists and sets have no order                  |
+| 1/3         | 0.333               | wrong   | none: a rounded number is another number      |
+| \frac{1}{2} | \frac{2}{4}         | correct | lowest terms are not asked for                |
+| 52_8        | 52                  | wrong   | none: a base may not be left out              |
+| x = 5       | 5                   | correct | the name may be left out, or added            |
+| x = 5       | y = 5               | wrong   | none: but not changed                         |
+| 73          | m + n = 73          | correct | what was asked for, and its value             |
+| 7           | x + 2 = 7, 14 = 7   | wrong   | none: still to be solved, and false           |
+| (2, -3)     | x = 2, y = -3       | correct | coordinates by their names                    |
+| x > 2       | (2, \infty)         | correct | an interval says the same                     |
 """
 
 from __future__ import annotations

@@ -517,7 +517,9 @@ def _read_quantity(text: str) -> Node | None:
         unit = match["unit"]
         known = is_known_unit(unit_name(unit)) or unit.rstrip("s") in _SCALES
         spelled = len(unit) > 2 or unit in _SHORT_UNITS
-        words = text[match.start("unit") - 1] == " " and max(map(len, unit.split())) > 3
+        apart = text[match.start("unit") - 1] == " "
+        spelled = spelled or (apart and match["power"] is not None)
+        words = apart and max(map(len, unit.split())) > 3
         if not (known and spelled) and not words:
             return None  # 2ab is a product, and so may be 2mg
     else:

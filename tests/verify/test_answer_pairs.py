@@ -8,6 +8,9 @@ matter of the last table. Of the right ones a few may be missed; a wrong one mus
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -661,3 +664,37 @@ def test_the_quick_verdict_agrees_with_the_whole_under_every_policy(
         if quick is not None:
             whole = verify(problem, response, False, policy)
             assert (quick.outcome, quick.score) == (whole.outcome, whole.score), (gold, answer)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "verifiers.md"
+
+
+def rows_of(section: str) -> Iterator[list[list[str]]]:
+    """The answers in each row of a table of the page, cell by cell."""
+    text = PAGE.read_text("utf-8").split(f"### {section}\n")[1].split("\n#")[0]
+    for row in re.findall(r"^\|(.*)\|$", text, re.MULTILINE):
+        cells = [re.findall("`([^`]*)`", cell) for cell in row.split("|")]
+        if cells[0]:
+            yield cells
+
+
+def test_the_page_says_what_is_always_accepted_and_what_never() -> None:
+    always, never = list(rows_of("Always accepted")), list(rows_of("Never"))
+    assert len(always) > 15
+    assert len(never) > 10
+    for rows, liberties, expected in ((always, (), True), (never, LIBERTIES, False)):
+        for golds, responses, *_ in rows:
+            for gold, response in ((gold, response) for gold in golds for response in responses):
+                assert same_answer(gold, response, liberties=liberties) is expected, response
+
+
+def test_the_page_says_what_each_liberty_forgives() -> None:
+    rows = list(rows_of("Only with a liberty"))
+    assert {row[0][0] for row in rows} == set(LIBERTIES)
+    for (liberty,), (gold,), responses, refused in rows:
+        for response in responses:
+            assert not same_answer(gold, response)
+            assert same_answer(gold, response, liberties=(liberty,)), response
+            assert same_answer(response, gold, liberties=(liberty,)), response
+        for response in refused:
+            assert not same_answer(gold, response, liberties=(liberty,)), response
