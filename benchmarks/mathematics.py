@@ -7,7 +7,7 @@ the suite; hostile answers are judged against a number, an expression and an int
 worker that is warm gets one response at a time; what is measured is the wall time until its
 verdict, and the CPU time that a verdict may take is the default of `Policy`.
 
-Reads ../shared/data/math500.jsonl, beside this repository.
+Reads math500.jsonl from the folder beside this repository that the tests read real data from.
 """
 
 from __future__ import annotations

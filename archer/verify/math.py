@@ -265,6 +265,7 @@ def _text(node: Node) -> str:
 # --- names, equations and inequalities ---
 
 _FUNCTION = re.compile(r"(?P<name>[A-Za-z]\w*)\((?P<argument>[A-Za-z])\)")
+_FIGURE = re.compile(r"\\(?:angle|triangle)")  # whose letters are no product
 _LETTERS = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _GREEK = frozenset(
     r"\alpha \beta \gamma \delta \theta \lambda \mu \phi \varphi \omega \rho \sigma \tau".split()
@@ -338,7 +339,7 @@ def _same_named(gold: Named, answer: Named, rules: Rules) -> Iterable[Same]:
         yield _same(gold.value, answer.value, rules)
     elif renamed := _with_argument_of(gold, answer):
         yield _same(gold.value, read_answer(renamed), rules)
-    if gold.relation and answer.relation:
+    if gold.relation and answer.relation and not _FIGURE.search(gold.name + answer.name):
         yield _same_equation(gold.relation, answer.relation, rules)
 
 

@@ -269,8 +269,9 @@ def _read_list(text: str) -> Group | Named | None:
             items = flat((_read(piece.strip(",")) for piece in pieces if piece.strip(",")), kind)
             if not items:
                 return None
-            both = _both(items) if all("and" in sign for sign in signs) else None
-            return both or _union_of_named(items) or Group(kind=kind, items=items)
+            together = all("and" in sign for sign in signs)
+            named = _both(items) if together else _union_of_named(items)
+            return named or Group(kind=kind, items=items)
     return None
 
 

@@ -273,8 +273,8 @@ _STEPPED = (
 def _points(*exprs: Expr) -> list[dict[str, Value]]:
     """Where expressions are compared: the same points every time, drawn from the variables' names.
 
-    Whole numbers where a function of whole numbers occurs (unless the variable is x, y or z), and
-    numbers of both signs elsewhere.
+    Whole numbers where a function of whole numbers occurs (for x, y and z at every fourth point
+    only), and numbers of both signs elsewhere.
     """
     nodes = [node for expr in exprs for node in _nodes(expr)]
     names = sorted({node.name for node in nodes if isinstance(node, sympy.Symbol)} - {"i"})
@@ -292,7 +292,7 @@ def _coordinate(name: str, number: int, whole: bool) -> Value:
     size = int.from_bytes(draw[:4])
     far = number % 4 == 3  # where |x - 3| is not 3 - x
     reach = 64 if far else 1
-    if whole and name not in ("x", "y", "z"):
+    if whole and (name not in ("x", "y", "z") or number % 4 == 1):
         return mpmath.mpf(1 + size % ((6 + 2 * number) * reach))
     sign = -1 if number % 8 >= 4 and (far or draw[4] % 2) else 1
     return sign * reach * (mpmath.mpf(size) / 2**31 + mpmath.mpf(1) / 8)

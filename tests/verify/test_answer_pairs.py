@@ -220,6 +220,15 @@ i
 x>7
   +  7<x  (7,\infty)  x\in(7,\infty)  x > 7.
   -  x\ge7  x<7  7  [7,\infty)
+x<3\text{ or }x>5
+  +  (-\infty,3)\cup(5,\infty)  x>5 or x<3
+  -  x<3\text{ and }x>5  3<x<5
+\angle ABC = 60^\circ
+  +  60  \angle ABC = 60
+  -  \angle ACB = 60^\circ  61
+\lceil x\rceil
+  +  -\lfloor -x\rfloor
+  -  \lfloor x\rfloor+1  \lfloor x\rfloor
 (-\infty,-1]\cup[2,\infty)
   +  x\le-1\text{ or }x\ge2  [2,\infty)\cup(-\infty,-1]
   -  (-\infty,-1)\cup(2,\infty)  [-1,2]  x\le-1
