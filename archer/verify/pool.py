@@ -327,19 +327,23 @@ class _Worker:
     def judge(self, request: bytes, wall_seconds: float) -> Verdict:
         """The verdict on a request. Raises _Silent or _Died, and is then of use only if `alive`."""
         left = memoryview(request)
-        deadline, began = time.monotonic() + START_SECONDS, False
+        deadline = time.monotonic() + START_SECONDS
+        late: Exception = _Died(f"the worker was not ready within {START_SECONDS:g} s")
         while True:
-            reply, left = self._exchange(left, deadline, began)
-            if "began" in reply:
-                wall = reply.get("wall_seconds", wall_seconds)
-                deadline, began = time.monotonic() + wall, True
+            reply, left = self._exchange(left, deadline, late)
+            if "wall_seconds" in reply:  # it limits its programs itself, and should be done by then
+                deadline = time.monotonic() + reply["wall_seconds"]
+                late = _Died("the sandbox has brought no program to its end")
+            elif "began" in reply:
+                deadline = time.monotonic() + wall_seconds
+                late = _Silent("no answer from the verifier within its wall time")
             elif "verdict" in reply:
                 return Verdict(**reply["verdict"])
             elif "died" in reply:
                 raise _Died(f"the verifier ended without a verdict: {reply['died']}")
 
     def _exchange(
-        self, left: memoryview, deadline: float, began: bool
+        self, left: memoryview, deadline: float, late: Exception
     ) -> tuple[dict[str, Any], memoryview]:
         """Writes what is left of a request until a reply comes: the reply, and what is left now."""
         poll = select.poll()
@@ -351,9 +355,7 @@ class _Worker:
             ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ready:
                 self.alive = False
-                if began:
-                    raise _Silent("no answer from the verifier within its wall time")
-                raise _Died(f"the worker was not ready within {START_SECONDS:g} s")
+                raise late
             for descriptor, _ in ready:
                 if descriptor == self._replies:
                     self._receive()

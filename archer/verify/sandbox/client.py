@@ -425,12 +425,17 @@ class Run:
         return True
 
     def _wait(self, seconds: float | None) -> None:
+        """Handles what happens next; None waits for what the server is sure to say soon."""
         if self._server.has_news(self._number):
             self._hear()  # another run of this server has met it on the common socket
             return
         if self._outbox and self._channel.fileno() in self._open:
             self._poll.modify(self._channel, select.POLLIN | select.POLLOUT)
-        for ready, event in self._poll.poll(None if seconds is None else seconds * 1000):
+        events = self._poll.poll((START_SECONDS if seconds is None else seconds) * 1000)
+        if seconds is None and not events:
+            self._server.ended = True
+            raise ServerDied(f"the fork server has said nothing for {START_SECONDS:g} s")
+        for ready, event in events:
             if ready == self._server.control.fileno():
                 self._hear()
             elif event & select.POLLOUT and self._outbox:
