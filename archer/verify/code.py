@@ -381,7 +381,10 @@ def same_value(value: Any, expected: Any, tolerance: float = 0.0) -> bool:
             for key, item in expected.items()
         )
     if tolerance and _is_number(value) and _is_number(expected):
-        return isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+        try:
+            return isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+        except OverflowError:  # an integer beyond all floats
+            return bool(value == expected)
     return bool(value == expected) or (value != value and expected != expected)
 
 

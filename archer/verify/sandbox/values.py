@@ -10,9 +10,9 @@ Nothing is ever unpickled or evaluated.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 Coded = Any
 """What `json.dumps` can write."""
@@ -21,6 +21,10 @@ Refer = Callable[[object], Coded]
 
 MAX_NODES = 1_000_000
 """Nodes of a list or tree that are followed; one that runs in a circle has more."""
+MAX_SAME_HASH = 100
+"""Keys of a set or dict that may share a hash; those of honest programs hardly ever do."""
+
+T = TypeVar("T")
 
 
 def refuse(value: object) -> Coded:
@@ -92,7 +96,8 @@ def decode(
         if tags and tag in tags:
             return tags[tag](content)
         if tag == "dict":
-            return {decode(k, nodes, tags): decode(v, nodes, tags) for k, v in content}
+            pairs = [(decode(k, nodes, tags), decode(v, nodes, tags)) for k, v in content]
+            return dict(_spread(pairs, [key for key, _ in pairs]))
         if tag in ("bytes", "bytearray"):
             data = content.encode("latin-1")
             return data if tag == "bytes" else bytearray(data)
@@ -101,8 +106,10 @@ def decode(
             return linked(items, nodes[0])
         if tag == "tree_node":
             return tree(items, nodes[1])
+        if tag in ("set", "frozenset"):
+            _spread(items, items)
         return _PLAIN[tag](items)
-    except (KeyError, TypeError, AttributeError, UnicodeError) as fault:
+    except (KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as fault:
         raise ValueError(f"no value that is known here: {fault}") from None
 
 
@@ -113,6 +120,15 @@ _PLAIN: dict[str, Callable[[list[Any]], object]] = {
     "complex": lambda parts: complex(*parts),
     "range": lambda parts: range(*parts),
 }
+
+
+def _spread(items: T, keys: list[object]) -> T:
+    """The items, if not too many of the keys share a hash: a set of such takes quadratic time."""
+    if len(keys) > MAX_SAME_HASH:
+        ((_, most),) = Counter(map(hash, keys)).most_common(1)
+        if most > MAX_SAME_HASH:
+            raise ValueError(f"{most} keys with one hash")
+    return items
 
 
 # --- linked lists and trees ---
