@@ -202,12 +202,21 @@ def _one_of(argument: int, *values: int) -> list[tuple[Is, ...]]:
     return [(Is(argument, value, 0xFFFF_FFFF),) for value in values]
 
 
+def _but_cpu(argument: int) -> list[Is]:
+    """A limit other than RLIMIT_CPU, which is 0: one that has any bit. There are 16."""
+    return [Is(argument, bit, bit) for bit in (1, 2, 4, 8)]
+
+
 CONDITIONS: dict[str, list[tuple[Is, ...]]] = {
     "clone": [(Is(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW),)],
     "clone3": [],  # its flags lie in memory, where no filter sees them: libc then takes clone
     "kill": _one_of(0, PID),
     "tgkill": _one_of(0, PID),
-    "prlimit64": _one_of(0, 0, PID),
+    # any limit may be read, and set but RLIMIT_CPU: there the kernel kills even process 1
+    "prlimit64": [
+        (Is(0, pid, 0xFFFF_FFFF), case) for pid in (0, PID) for case in (Is(2, 0), *_but_cpu(1))
+    ],
+    "setrlimit": [(case,) for case in _but_cpu(0)],
     "prctl": _one_of(0, 15, 16, 0x5356_4D41),  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
     # duplicates, flags, locks, the size of a pipe; not F_SETOWN, which aims signals
     "fcntl": _one_of(1, 0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032),
