@@ -137,6 +137,8 @@ class Sandbox:
             return _Server(self.level, preload)
         try:
             server = _Server("full", preload)
+        except ServerDied:  # which says nothing of the level
+            raise
         except SandboxFault as no_full:
             try:
                 server = _Server("restricted", preload)
@@ -572,6 +574,8 @@ def _map_users(pid: int) -> None:
     for name, content in lines.items():
         try:
             Path(f"/proc/{pid}/{name}").write_text(content)
+        except (FileNotFoundError, ProcessLookupError):
+            raise ServerDied("the fork server ended at its start") from None
         except OSError as fault:
             raise SandboxFault(f"{name}: {fault.strerror}") from None
 
