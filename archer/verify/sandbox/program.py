@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -98,7 +99,7 @@ def _module(name: str) -> ModuleType:
 
 def _said(fault: BaseException) -> str:
     if type(fault) is Raised:
-        return str(fault)
+        return str(fault)[:MAX_TEXT]
     try:
         text = str(fault)
     except BaseException:  # noqa: BLE001 - an exception of the program's own
@@ -127,7 +128,8 @@ def _run(channel: Channel, source: str) -> None:
             stream.flush()  # type: ignore[union-attr]
         except (OSError, ValueError, AttributeError):
             status = status or 120 * (stream is sys.__stdout__ and not _is_closed(stream))
-    channel.send({"raised": fault})
+    with suppress(OSError):  # a program may close all descriptors that it does not know
+        channel.send({"raised": fault})
     os._exit(status)
 
 
@@ -383,6 +385,8 @@ class _Tests:
             failed, detail, kind = 1, _said(fault), "test"
         if not failed and not self.calls:
             detail, kind = "the test code never calls the program", "test"
+        elif not failed and not can_fail(tree):
+            detail, kind = "the test code asserts nothing", "test"
         told = {"passed": passed, "failed": failed, "detail": detail, "kind": kind}
         self._channel.send(told, mark=b"!")
         self._channel.receive()
@@ -475,6 +479,15 @@ class Remote:
         raise TypeError("an object of the program is neither true nor false")
 
 
+def can_fail(tree: ast.AST) -> bool:
+    """Whether test code asserts anything, in a statement or by a function such as assertEqual."""
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", None) or getattr(node, "id", None) or ""
+        if isinstance(node, ast.Assert | ast.Raise) or name.startswith(("assert", "fail")):
+            return True
+    return False
+
+
 def free_names(code: str) -> set[str]:
     """Names that code uses and never defines."""
     import symtable
@@ -498,7 +511,8 @@ def _as_raised(said: str) -> Raised:
     """The program's exception, as one that the test code can catch by its builtin name."""
     name, _, text = said.partition(": ")
     base = getattr(builtins, name, None)
-    if isinstance(base, type) and issubclass(base, Exception):
+    is_end = base in (StopIteration, StopAsyncIteration)  # to `map` it would be the end, no fault
+    if isinstance(base, type) and issubclass(base, Exception) and not is_end:
         try:
             made: Raised = type(name, (Raised, base), {})(text)
             return made
@@ -545,7 +559,11 @@ def _check(channel: Channel, source: str) -> None:
         try:
             output = decode(asked["output"], nodes)
             right = check(asked["input"], output, asked["expected"])
-            channel.send({"right": right is True or (type(right) is int and right == 1)})
+            if type(right).__module__ == "numpy":
+                right = right.item()
+            if type(right) not in (bool, int):
+                raise TypeError(f"check returned {right!r}, neither true nor false")
+            channel.send({"right": right == 1})
         except BaseException as fault:  # noqa: BLE001 - the problem's
             channel.send({"raised": _said(fault)})
 

@@ -108,6 +108,7 @@ def _prepare(control: socket.socket, setup: Message) -> State:
     sys.path.remove(setup["source"])
     sys.meta_path.append(Libraries(setup["libraries"]))
     os.environ.clear()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or numpy, loaded by a run, wants stacks for threads
     threading.stack_size(THREAD_STACK)
     builtins.exit, builtins.quit = Quitter("exit", ""), Quitter("quit", "")
     more = MORE if level == "weak" else ()
