@@ -19,6 +19,7 @@ exit status alone, and is given when the program and all that it started is gone
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from archer.verify.sandbox.client import (
     Sandbox,
     SandboxFault,
     ServerDied,
+    core_waits,
 )
 from archer.verify.sandbox.values import Coded, decode
 
@@ -49,6 +51,10 @@ TRIES = 6
 """A test whose fork server dies is run by another one, so often."""
 MAX_CALLS = 100_000
 """Calls that the code of an `assert` problem may make."""
+MESSAGE_BYTES = 16 << 20
+"""The longest of their arguments and results; an expected length is not known there."""
+SHORT_WAIT = 0.001
+"""Seconds of each call that are the pipe's, and no sleep of the program."""
 ASSERT_FACTOR = 20
 """Those calls together may take so many times the CPU time of one."""
 SHOWN = 80
@@ -141,7 +147,8 @@ def judge_program(problem: Problem, program: str, policy: Policy, sandbox: Sandb
         verdict = _KINDS[answer["kind"]](job)
     except SandboxFault as fault:
         verdict = Verdict(outcome="error", score=0.0, detail=f"sandbox: {fault}")
-    return replace(verdict, sandbox=sandbox.level or "")
+    detail = verdict.detail.encode("utf-8", "replace").decode()  # a program may raise any text
+    return replace(verdict, detail=detail, sandbox=sandbox.level or "")
 
 
 def wall_seconds(cpu_seconds: float) -> float:
@@ -410,17 +417,21 @@ def _run_asserts(job: Job) -> Verdict:
     source = {"code": job.answer["code"], "partial": job.partial}
     start = job.sandbox.start
     most = ASSERT_FACTOR * job.limits.cpu_seconds
-    with start("call", job.program, job.limits) as run:
+    limits = replace(job.limits, output_bytes=MESSAGE_BYTES)
+    wall, own = limits.wall_seconds, os.getpid()
+    asleep, calls, own_waits = 0.0, 0, core_waits(own)
+    with start("call", job.program, limits) as run:
         if not_loaded := _load(run, job):
             return Verdict(outcome=not_loaded.outcome, score=0.0, detail=not_loaded.detail)
-        with start("test", source, job.limits) as tests:
+        with start("test", source, limits) as tests:
             tests.confirm()
-            for _ in range(MAX_CALLS):
+            for calls in range(MAX_CALLS):
                 tests.mark()
                 line = tests.receive_line()
                 if line is None:
                     failure = _ended(tests.finish(), job, None)
-                    outcome: Outcome = "limit" if failure.outcome == "limit" else "error"
+                    is_driven = calls > 0 and failure.outcome == "limit"  # by what it was told
+                    outcome: Outcome = "limit" if is_driven else "error"
                     detail = f"test code: {failure.detail}"
                     return Verdict(outcome=outcome, score=0.0, detail=detail)
                 if line.startswith(b"!"):
@@ -431,6 +442,13 @@ def _run_asserts(job: Job) -> Verdict:
                 if reply is None:
                     failure = _ended(run.finish(), job, None)
                     return Verdict(outcome=failure.outcome, score=0.0, detail=failure.detail)
+                if run.has_unsent():
+                    detail = "it answers what it was not asked yet"
+                    return Verdict(outcome="wrong", score=0.0, detail=detail)
+                asleep += max(0.0, run.elapsed() - run.spent() - SHORT_WAIT)
+                if asleep > wall and asleep - run.waited() > wall + core_waits(own) - own_waits:
+                    detail = f"asleep for more than {wall:g} s in all"
+                    return Verdict(outcome="limit", score=0.0, detail=detail)
                 if run.cpu() + tests.cpu() > most:
                     detail = f"more than {most:g} s of CPU time in all"
                     return Verdict(outcome="limit", score=0.0, detail=detail)

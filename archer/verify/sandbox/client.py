@@ -29,7 +29,7 @@ import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -333,6 +333,18 @@ class Run:
         """Seconds of CPU time since the last mark."""
         return self.cpu() - self._cpu_mark
 
+    def elapsed(self) -> float:
+        """Wall seconds since the last mark."""
+        return time.monotonic() - self._wall_mark
+
+    def waited(self) -> float:
+        """Seconds that the program was ready to run and no core was free."""
+        return core_waits(self._pid)
+
+    def has_unsent(self) -> bool:
+        """Whether the program has not taken all that it was sent."""
+        return bool(self._outbox)
+
     def has_line(self) -> bool:
         """Whether a whole line has come that was not received yet."""
         return b"\n" in self._inbox
@@ -392,6 +404,8 @@ class Run:
         while self._step():
             pass
         assert self._ending is not None
+        if self._stop == "output":  # it may have ended before all was read
+            return replace(self._ending, reason="output")
         return self._ending
 
     def close(self) -> None:
@@ -455,7 +469,7 @@ class Run:
         wall, most = time.monotonic() - self._wall_mark, self._limits.wall_seconds
         if self.spent() > self._limits.cpu_seconds:
             self._kill("cpu")
-        elif wall > most and (wall > MAX_WAITING * most or wall - _waited(self._pid) > most):
+        elif wall > most and (wall > MAX_WAITING * most or wall - core_waits(self._pid) > most):
             self._kill("wall")
 
     def _check_output(self) -> None:
@@ -547,7 +561,7 @@ def _pid_of(pidfd: int) -> int:
     return 0
 
 
-def _waited(pid: int) -> float:
+def core_waits(pid: int) -> float:
     """Seconds that a process has been ready to run and no core was free: its thread that did most.
 
     Not their sum: a hundred threads that wake at once, for nothing, wait for each other all day.
