@@ -239,8 +239,15 @@ Instruction = tuple[int, int, int, int]
 """Code, jump if true, jump if false, operand: `struct sock_filter`."""
 
 
-def build(machine: str) -> bytes:
-    """The filter for a machine ("x86_64", "aarch64") as an array of `struct sock_filter`."""
+ATTRIBUTES = frozenset("chmod fchmod fchmodat utime utimes utimensat".split())
+"""Calls that change a file without opening it to write: Landlock knows none of them."""
+
+
+def build(machine: str, without: frozenset[str] = frozenset()) -> bytes:
+    """The filter for a machine ("x86_64", "aarch64") as an array of `struct sock_filter`.
+
+    without: calls of the table that are refused all the same.
+    """
     audit, column = ARCHITECTURES[machine]
     code: list[Instruction] = [
         (_LOAD, 0, 0, 4),
@@ -251,7 +258,7 @@ def build(machine: str) -> bytes:
     if machine == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
     for name, numbers in SYSCALLS.items():
-        if (number := numbers[column]) is not None:
+        if (number := numbers[column]) is not None and name not in without:
             block = _block(name)
             code += [(_EQUAL, 0, len(block), number), *block]
     code.append((_RETURN, 0, 0, _FAIL | errno.EPERM))

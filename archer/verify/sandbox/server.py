@@ -130,10 +130,15 @@ def _prepare(control: socket.socket, setup: Message) -> State:
     gc.freeze()  # pages that no collection touches stay shared with the runs
     return State(
         level=level,
-        filter=b"" if level == "weak" else filter.build(platform.machine()),
+        filter=b"" if level == "weak" else filter.build(platform.machine(), _refused(level)),
         own_pids=own_pids,
         address_space=pages * resource.getpagesize(),
     )
+
+
+def _refused(level: str) -> frozenset[str]:
+    """Without a root of its own, a program could change the files of its user, and be root's."""
+    return filter.ATTRIBUTES if level == "restricted" else frozenset()
 
 
 class Libraries:
