@@ -311,7 +311,7 @@ _stdin(
     "limit",
     "import sys\nsys.set_int_max_str_digits(0)\nprint(len(str(7 ** 3_000_000)))",
 )
-_function("bomb", "returns a huge integer", "wrong", "def add(a, b):\n    return 10**100000")
+_function("bomb", "returns a huge integer", "crashed", "def add(a, b):\n    return 10**100000")
 _stdin(
     "bomb",
     "a regex that backtracks for ever",
@@ -376,6 +376,7 @@ _assert(
     "limit wrong",
     "def numbers():\n    while True:\n        yield 1",
     code="assert list(numbers()) == [1, 2, 3]",
+    time_limit_s=0.1,
 )
 
 # --- hangs ---
@@ -577,6 +578,31 @@ _assert(
     code="assert apply(lambda x: x + 1) == 2",
 )
 
+_assert(
+    "hang",
+    "ends while it is not looked at",
+    "crashed correct",
+    """
+    import os, threading
+    def add(a, b):
+        threading.Timer(0.1, os._exit, (0,)).start()
+        return a + b
+    """,
+    code="import time\nfor i in range(3):\n    assert add(i, 1) == i + 1\n    time.sleep(0.2)",
+)
+_call(
+    "hang",
+    "ends while its answer is checked",
+    "correct",
+    """
+    import os, threading
+    def add(a, b):
+        threading.Timer(0.1, os._exit, (0,)).start()
+        return a + b
+    """,
+    checker="import time\ndef check(given, output, expected):\n    time.sleep(0.3)\n    return True",
+)
+
 # --- cheats ---
 
 for _name, _exit in {
@@ -729,7 +755,7 @@ _function(
 _function(
     "cheat",
     "forges results on every descriptor",
-    "wrong",
+    "crashed",
     """
     import os
     for line in (b'{"right": true}', b'{"passed": 9, "failed": 0, "detail": "", "kind": ""}',
@@ -1646,7 +1672,7 @@ _reach(
     for path in ("/etc/passwd", "/etc/hostname", "/proc/self/environ", "/proc/1/environ",
                  "/proc/self/maps", "/proc/self/mem", "/sys/kernel", "/root/.ssh", "/dev/mem"):
         look(path, lambda: open(path, "rb").read(1))
-    for folder in ("/home", "/root", "/etc", "/proc", "/var", "/dev/shm", "/work", "/home/"):
+    for folder in ("/home", "/etc", "/proc", "/var", "/dev/shm", "/run", "/boot", "/sys"):
         look(folder, lambda: os.listdir(folder) or None)
     look("glob", lambda: glob.glob("/home/*/*") or glob.glob("/proc/[0-9]*/cmdline") or None)
     """,
@@ -1743,7 +1769,7 @@ _FIND_SECRET = f"""
     look("block", raw)
     def stack():
         base = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "__libc_stack_end").value
-        return has(ctypes.string_at(base, 2048))
+        return has(ctypes.string_at(base, 4096 - base % 4096))
     look("stack", stack)
     look("gc", lambda: "secret" if any(
         type(v) is str and want in v and v is not want
