@@ -52,7 +52,8 @@ def encode(value: object, refer: Refer = refuse) -> Coded:
     if issubclass(kind, complex):
         return {"complex": [complex.real.__get__(value), complex.imag.__get__(value)]}
     if issubclass(kind, bytes | bytearray):
-        return {kind.__name__: bytes(value).decode("latin-1")}  # type: ignore[call-overload]
+        name = "bytes" if issubclass(kind, bytes) else "bytearray"
+        return {name: bytes(value).decode("latin-1")}  # type: ignore[call-overload]
     if kind is range:
         return {"range": [value.start, value.stop, value.step]}  # type: ignore[attr-defined]
     if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
