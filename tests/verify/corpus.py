@@ -72,6 +72,12 @@ def _stdin(group: str, name: str, allowed: str, program: str, **more: Any) -> No
     _add(group, name, allowed, answer, program, **more)
 
 
+_SPLITS = """
+def check(given, output, expected):
+    return sum(map(int, output.split())) == int(given)
+"""
+
+
 def _one(given: str, output: str) -> list[dict[str, str]]:
     return [{"input": given, "output": output}]
 
@@ -600,7 +606,7 @@ _call(
         threading.Timer(0.1, os._exit, (0,)).start()
         return a + b
     """,
-    checker="import time\ndef check(given, output, expected):\n    time.sleep(0.3)\n    return True",
+    checker="import time\ndef check(a, b, c):\n    time.sleep(0.3)\n    return True",
 )
 
 # --- cheats ---
@@ -611,7 +617,7 @@ for _name, _exit in {
     "raise SystemExit": "raise SystemExit",
     "os._exit(0)": "import os; os._exit(0)",
     "os._exit(0) by a thread": (
-        "import os, threading; t = threading.Thread(target=os._exit, args=(0,)); t.start(); t.join()"
+        "import os, threading as t; x = t.Thread(target=os._exit, args=(0,)); x.start(); x.join()"
     ),
 }.items():
     _stdin("cheat", f"{_name} before it prints", "wrong", _exit)
@@ -778,7 +784,7 @@ _stdin(
     import os
     for descriptor in range(2, 300):
         try:
-            os.write(descriptor, b'{"right": true, "value": 5, "verdict": {"outcome": "correct"}}\\n')
+            os.write(descriptor, b'{"right": true, "verdict": {"outcome": "correct"}}\\n')
         except OSError:
             pass
     """,
@@ -1292,7 +1298,10 @@ _stdin(
     "correct",
     """
     import threading, time
-    threading.Thread(target=lambda: (time.sleep(0.1), print(sum(map(int, input().split()))))).start()
+    def late():
+        time.sleep(0.1)
+        print(sum(map(int, input().split())))
+    threading.Thread(target=late).start()
     """,
 )
 for _name, _exit in {
@@ -1442,13 +1451,15 @@ _stdin(
     "honest",
     "catches MemoryError and gives up",
     "correct",
-    "try:\n    x = bytearray(1 << 40)\nexcept MemoryError:\n    print(sum(map(int, input().split())))",
+    "try:\n    x = bytearray(1 << 40)\nexcept MemoryError:\n    pass\n"
+    "print(sum(map(int, input().split())))",
 )
 _stdin(
     "honest",
     "catches RecursionError",
     "correct",
-    "def f(): return f()\ntry:\n    f()\nexcept RecursionError:\n    print(sum(map(int, input().split())))",
+    "def f(): return f()\ntry:\n    f()\nexcept RecursionError:\n    pass\n"
+    "print(sum(map(int, input().split())))",
 )
 _stdin(
     "honest",
@@ -1470,7 +1481,7 @@ _stdin(
     "correct",
     "print('3 2')",
     tests=_one("5", "2 3"),
-    checker="def check(given, output, expected):\n    return sum(map(int, output.split())) == int(given)",
+    checker=_SPLITS,
 )
 _stdin(
     "honest",
@@ -1492,7 +1503,8 @@ _function(
     "honest",
     "a main that is guarded",
     "correct",
-    "def add(a, b):\n    return a + b\nif __name__ == '__main__':\n    print(add(*map(int, input().split())))",
+    "def add(a, b):\n    return a + b\n"
+    "if __name__ == '__main__':\n    print(add(*map(int, input().split())))",
 )
 _function(
     "honest",
@@ -1570,7 +1582,8 @@ _assert(
     "raises what the test expects",
     "correct",
     "def add(a, b):\n    raise ValueError('no')",
-    code="try:\n    add(1, 2)\n    assert False\nexcept ValueError as fault:\n    assert 'no' in str(fault)",
+    code="try:\n    add(1, 2)\n    assert False\n"
+    "except ValueError as fault:\n    assert 'no' in str(fault)",
 )
 _assert(
     "honest",
@@ -1776,7 +1789,7 @@ _FIND_SECRET = f"""
         for o in gc.get_objects() if type(o) in (dict, list, tuple)
         for v in (o.values() if type(o) is dict else o)
         if type(v) is str and v != want) else None)
-    for path in glob.glob("/proc/[0-9]*/environ") + ["/proc/self/environ", f"/proc/{{os.getppid()}}/environ"]:
+    for path in [*glob.glob("/proc/[0-9]*/environ"), f"/proc/{{os.getppid()}}/environ"]:
         look(path, lambda: has(open(path, "rb").read()))
     look("argv", lambda: has(repr((sys.argv, sys.orig_argv, sys.flags)).encode()))
 """
@@ -1835,7 +1848,7 @@ _stdin(
     "wrong",
     "print('2 2')",
     tests=_one("5", "2 3"),
-    checker="def check(given, output, expected):\n    return sum(map(int, output.split())) == int(given)",
+    checker=_SPLITS,
 )
 _function("mistake", "another number", "wrong", "def add(a, b):\n    return a - b")
 _function("mistake", "no function", "crashed", "def plus(a, b):\n    return a + b")
@@ -1849,16 +1862,17 @@ _assert("mistake", "an object that is no value", "wrong", "def add(a, b):\n    r
 # --- the form of a response ---
 
 _SOLVED = "print(sum(map(int, input().split())))"
+_BLOCK = f"```python\n{_SOLVED}\n```"
 for _name, _allowed, _response, _in_thought in (
-    ("the last of two blocks", "correct", f"```python\nprint(0)\n```\nor\n```py\n{_SOLVED}\n```", False),
-    ("a wrong block after a right one", "wrong", f"```python\n{_SOLVED}\n```\n```python\nx=1\n```", False),
+    ("the last of two blocks", "correct", f"```python\nprint(0)\n```\nor\n{_BLOCK}", False),
+    ("a wrong block after a right one", "wrong", f"{_BLOCK}\n```python\nx = 1\n```", False),
     ("a block that is never closed", "no_answer", f"```python\n{_SOLVED}", False),
     ("no block", "no_answer", _SOLVED, False),
     ("a block inside the thought", "no_answer", f"<think>```python\n{_SOLVED}\n```", False),
     ("a thought that the prompt has opened", "no_answer", f"```python\n{_SOLVED}\n```", True),
     ("a block after the thought", "correct", f"x</think>\n```python\n{_SOLVED}\n```", True),
     ("a block in another language", "no_answer", f"```cpp\n{_SOLVED}\n```", False),
-    ("lines that end in \\r\\n", "correct", f"```python\r\nimport sys\r\n{_SOLVED}\r\n```\r\n", False),
+    ("lines that end in \\r\\n", "correct", f"```python\r\nx = 1\r\n{_SOLVED}\r\n```\r\n", False),
 ):  # fmt: skip
     ENTRIES.append(
         Entry(

@@ -221,7 +221,7 @@ def test_outcomes_are_the_same_in_any_order_and_under_load(rounds: int) -> None:
             process.wait()
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(15, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(6, marks=pytest.mark.full)])
 def test_fork_servers_that_are_killed_cost_no_verdict(rounds: int) -> None:
     entries = [entry for entry in FIXED if entry.group != "form"]
     entries = random.Random(4).sample(entries, 60) if rounds == 3 else entries
