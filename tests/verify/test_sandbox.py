@@ -317,7 +317,7 @@ def typed(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return kind, [typed(item) for item in value]
     if isinstance(value, set | frozenset):
-        return kind, {repr(typed(item)) for item in value}
+        return kind, sorted(repr(typed(item)) for item in value)
     if isinstance(value, dict):
         return kind, [(typed(key), typed(item)) for key, item in value.items()]
     return kind, repr(value)

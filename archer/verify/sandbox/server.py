@@ -123,7 +123,7 @@ def _prepare(control: socket.socket, setup: Message) -> State:
     if level != "full":
         confine.drop_capabilities()
         confine.die_with_parent()  # a change of user has undone it
-        if not os.access(os.__file__, os.R_OK):  # imports would fail, and not by the program's fault
+        if not os.access(os.__file__, os.R_OK):  # imports would fail, by no program's fault
             raise OSError(f"the user nobody can't read {os.__file__}")
     confine.hide()
     pages = int(os.pread(size, 100, 0).split()[0])
