@@ -239,11 +239,35 @@ def test_fork_servers_that_are_killed_cost_no_verdict(rounds: int) -> None:
         killer.start()
         try:
             for _ in range(rounds):
-                assert failures(entries, judge(pool, entries)) == []
+                verdicts = judge(pool, entries)
+                assert failures(entries, verdicts) == []
+                assert {verdict.sandbox for verdict in verdicts.values()} == {"full"}
         finally:
             over.set()
             killer.join()
     assert killed
+
+
+def test_a_run_that_somebody_else_kills_is_an_error_at_once() -> None:
+    answer = {"kind": "stdin", "tests": [{"input": "", "output": ""}], "time_limit_s": 50}
+    asked = Problem(id="killed", prompt="?", verifier="code", answer=answer)
+    with WorkerPool(workers=1) as pool:
+        ticket = pool.submit(asked, "```python\nimport time\ntime.sleep(150)\n```", False)
+        while not (runs := [r for s in server_processes() for r in _children(s, 2)]):
+            time.sleep(0.1)
+        time.sleep(1.0)  # until it is confined and sleeps
+        os.kill(runs[0], signal.SIGKILL)
+        verdict = ticket.result(20.0)
+    assert verdict.outcome == "error" and "killed" in verdict.detail
+
+
+def _children(pid: int, depth: int) -> list[int]:
+    with suppress(psutil.Error):
+        link = psutil.Process(pid)
+        if depth == 1:
+            return [child.pid for child in link.children()]
+        return [found for child in link.children() for found in _children(child.pid, depth - 1)]
+    return []
 
 
 def server_processes() -> list[int]:
@@ -259,9 +283,12 @@ def server_processes() -> list[int]:
 # --- other levels, other users ---
 
 
-def test_at_level_restricted_honest_programs_and_cheats_get_the_same() -> None:
+def test_at_level_restricted_honest_programs_and_cheats_get_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """But for those marked: it has no scratch folder, counts no threads, and shows names of files
     and numbers of processes."""
+    monkeypatch.setenv("ARCHER_TEST_TOKEN", SECRET)
     entries = weaker_part("restricted")
     with nothing_left(), WorkerPool(workers=1, policy=Policy(sandbox="restricted")) as pool:
         verdicts = judge(pool, entries)
