@@ -507,7 +507,7 @@ def test_what_runs_in_a_circle_does_not_cross() -> None:
 
 
 def test_names_that_programs_find_hide_no_builtin() -> None:
-    names = leetcode.program_names()
+    names = leetcode.program_names("")
     assert {"List", "Optional", "deque", "heappush", "gcd", "inf", "ListNode"} <= set(names)
     assert not {"pow", "sum", "print", "open"} & set(names)
     assert "gcd" not in leetcode.test_names()  # a test would judge it in place of the program's

@@ -224,10 +224,6 @@ class _Server:
             self._news.setdefault(message["run"], []).append((message, descriptors))
         yield from self._news.pop(run, [])
 
-    def has_news(self, run: int) -> bool:
-        """Whether something was said of a run that came with the news of another one."""
-        return run in self._news
-
     def _send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
         try:
             socket.send_fds(self.control, [json.dumps(message).encode()], descriptors or [])

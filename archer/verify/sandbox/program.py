@@ -481,6 +481,8 @@ class Remote:
 
 def can_fail(tree: ast.AST) -> bool:
     """Whether test code asserts anything, in a statement or by a function such as assertEqual."""
+    import ast
+
     for node in ast.walk(tree):
         name = getattr(node, "attr", None) or getattr(node, "id", None) or ""
         if isinstance(node, ast.Assert | ast.Raise) or name.startswith(("assert", "fail")):
