@@ -31,16 +31,8 @@ from typing import Any, TypeVar
 from archer.verdict import Outcome, Problem, Verdict
 from archer.verify.extract import Reading, last_program
 from archer.verify.policy import Policy
-from archer.verify.sandbox.client import (
-    MAX_WAITING,
-    Ending,
-    Limits,
-    Run,
-    Sandbox,
-    SandboxFault,
-    ServerDied,
-    core_waits,
-)
+from archer.verify.sandbox.client import MAX_WAITING, Ending, Limits, Run, Sandbox, core_waits
+from archer.verify.sandbox.servers import SandboxFault, ServerDied
 from archer.verify.sandbox.values import Coded, decode
 
 WALL_FACTOR, WALL_SECONDS = 4.0, 2.0

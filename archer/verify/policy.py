@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from archer.verify.extract import check_answer_pattern
 
-LEVELS = ("full", "restricted", "weak")
+Level = Literal["full", "restricted", "weak"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 """Levels of the sandbox, the safest first; see docs/sandbox.md."""
 LIBERTIES = ("percent", "order", "units")
 """What the mathematics verifier can be lenient about; archer.verify.math has the table."""

@@ -378,7 +378,7 @@ def test_without_a_sandbox_there_is_an_error_and_no_verdict(
     def fails(*_: object) -> None:
         raise OSError("namespaces are forbidden here")
 
-    monkeypatch.setattr("archer.verify.sandbox.client._map_users", fails)
+    monkeypatch.setattr("archer.verify.sandbox.servers._map_users", fails)
     with Sandbox("full") as none, pytest.raises(OSError, match="forbidden"):
         judged(none, ADD, "print(5)")
 

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from archer.types import Problem
 from archer.verify.code import chosen_tests, plain, same_tokens, same_value
+from archer.verify.policy import Level
 from archer.verify.sandbox import filter, leetcode
 from archer.verify.sandbox.program import can_fail, free_names
+from archer.verify.sandbox.selftest import try_level
 from archer.verify.sandbox.values import decode, encode
 
 # --- the filter: classic BPF, run step by step ---
@@ -632,3 +634,20 @@ def test_chosen_tests_are_the_same_for_all_samples_and_stay_in_order() -> None:
     assert set(chosen("a", 5)) < set(chosen("a", 6))
     no_tests = Problem(id="c", prompt="?", verifier="code", answer={"kind": "assert"})
     assert chosen_tests(no_tests, 3) == []
+
+
+@pytest.mark.parametrize("level", ["full", "restricted"])
+def test_no_attempt_of_the_self_test_gets_out(level: Level) -> None:
+    finding = try_level(level)
+    if finding.fault:
+        pytest.skip(f"level {level} is not to be had here: {finding.fault}")
+    assert finding.succeeded == ()
+
+
+def test_the_self_test_finds_the_holes_of_level_weak() -> None:
+    finding = try_level("weak")
+    if finding.fault:
+        pytest.skip(f"level weak is not to be had here: {finding.fault}")
+    assert {"start a process", "open a socket", "read a file of the machine"} <= {
+        *finding.succeeded
+    }

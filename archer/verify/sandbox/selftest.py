@@ -12,7 +12,9 @@ import json
 import textwrap
 from dataclasses import dataclass
 
-from archer.verify.sandbox.client import LEVELS, Level, Limits, Sandbox, SandboxFault
+from archer.verify.policy import LEVELS, Level
+from archer.verify.sandbox.client import Limits, Sandbox
+from archer.verify.sandbox.servers import SandboxFault
 
 ATTEMPTS = {
     "start a process": "import os\nif os.fork() == 0: os._exit(0)",
@@ -30,7 +32,7 @@ ATTEMPTS = {
     "share memory by System V": "assert libc.shmget(0, 4096, 0o1600) >= 0",
     "keep memory out of its limit": "import os\nos.memfd_create('x')",
     "take more memory than allowed": "bytearray(2**30)",
-    "see the environment": "import os\nassert dict(os.environ)",
+    "see the environment": "import os\nassert set(os.environ) - {'OPENBLAS_NUM_THREADS'}",
     "raise its limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "become root": "import os\nos.setuid(0)\nassert os.getuid() == 0",
 }
@@ -65,7 +67,7 @@ class Finding:
     """The attempts that got out."""
 
 
-def test_level(level: Level) -> Finding:
+def try_level(level: Level) -> Finding:
     """Makes all attempts at a level of the sandbox."""
     source = textwrap.dedent(_PROGRAM).format(attempts=repr(ATTEMPTS))
     try:
@@ -84,7 +86,7 @@ def best_level() -> tuple[Finding, list[Finding]]:
     """The first of "full" and "restricted" that there is here, or else "weak"; and those before."""
     missing: list[Finding] = []
     for level in LEVELS:
-        finding = test_level(level)
+        finding = try_level(level)
         if not finding.fault:
             return finding, missing
         missing.append(finding)
