@@ -1,27 +1,31 @@
 """Drawing, judging and selecting a step's groups, on the tiny model with real verifiers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from archer.algo.select import is_uniform, shape_overlong
 from archer.config import Config, config_from
 from archer.data.stream import ProblemStream
+from archer.engine.base import Request, Sample, Sampling
 from archer.engine.local import LocalEngine
 from archer.rollout import (
+    Named,
     TooManyErrors,
     check_errors,
     greedy_rewards,
+    judged_groups,
     sample_step,
     select_step,
 )
 from archer.setup import Data, load_data, open_engine, open_verifiers
 from archer.train import advantages_by_place, learning_rate
-from archer.types import Group, Verdict
+from archer.types import Completion, Group, Verdict
 from archer.verify.pool import Verifiers
 
 TREE: dict[str, Any] = {
@@ -187,3 +191,48 @@ def test_the_learning_rate_by_hand(config: Config, schedule: str, expected: list
         update={"learning_rate": 1.0, "warmup": 2, "schedule": schedule}
     )
     assert [learning_rate(update, step, 6) for step in range(1, 7)] == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------ programs
+
+
+class Says:
+    """An engine that answers every request with the same texts, in any order."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        for i, request in enumerate(requests):
+            for j in reversed(range(len(request.names))):
+                completion = Completion(
+                    prompt_ids=request.prompt_ids,
+                    token_ids=np.array([j], np.int32),
+                    logps=np.zeros(1, np.float32),
+                    entropies=np.zeros(1, np.float32),
+                    policy_version=0,
+                    stop="stop",
+                    in_thought=request.in_thought,
+                    text=self._texts[j],
+                )
+                yield Sample(request=i, number=j, completion=completion)
+
+
+def test_a_group_of_programs_is_judged_in_the_sandbox_and_equal_ones_once() -> None:
+    tree = {**TREE, "data": {"train": [{"source": "functions", "count": 2}]}, "verify": {}}
+    config = config_from(tree, where="test")
+    data = load_data(config)
+    one, other = "```python\nx = 1\n```", "~~~\nx = 1\n~~~"
+    programs = [one, "no program", other, "```python\nx = (\n```", "```python\nexit()\n```"]
+    with open_verifiers(config, Says(programs)) as verifiers:
+        named = [Named(problem=problem, name=("t", i)) for i, problem in enumerate(data.train)]
+        groups = judged_groups(
+            Says(programs), verifiers, named, data.render, Sampling(max_tokens=1), 5
+        )
+        ledger = verifiers.ledger()
+    for group in groups:
+        outcomes = [rollout.verdict.outcome for rollout in group.rollouts]
+        assert outcomes == ["crashed", "no_answer", "crashed", "crashed", "crashed"]
+        assert [rollout.completion.token_ids[0] for rollout in group.rollouts] == [0, 1, 2, 3, 4]
+    assert ledger["verify/code/crashed"] == 8 and ledger["verify/code/no_answer"] == 2
+    assert ledger["verify/joined"] == 2  # two fences, one program
