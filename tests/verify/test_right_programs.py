@@ -44,11 +44,12 @@ PART = 25
 """Rows of each set that `make test` judges."""
 LEAST = {"HumanEval": 164, "MBPP": 968, "LeetCodeDataset": 227}
 """References of a whole set that must be accepted."""
-REFUSED = {
+EXCEPTIONS = {
     "mbpp-126": "its function is named sum, and the tests take that for Python's own",
+    "find-the-number-of-subsequences-with-equal-gcd": "one of its calls takes some 5 s of CPU time",
     "mbpp-533": "its tests hand over a type, int, which reaches the program as a plain function",
 }
-"""Problem id -> why its own reference is refused."""
+"""Problem id -> why its own reference is refused, or may be."""
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's"),
@@ -165,7 +166,7 @@ def not_accepted(pool: WorkerPool, pairs: list[tuple[Problem, str]]) -> dict[str
 @pytest.mark.parametrize("name", SETS)
 def test_references_of_a_part_are_accepted(pool: WorkerPool, name: str) -> None:
     found = not_accepted(pool, with_references(name, drawn(name)))
-    assert {id: said for id, said in found.items() if id not in REFUSED} == {}
+    assert {id: said for id, said in found.items() if id not in EXCEPTIONS} == {}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -178,7 +179,7 @@ def test_no_stub_of_a_part_is_accepted(pool: WorkerPool, name: str) -> None:
 def test_references_of_a_whole_set_are_accepted(pool: WorkerPool, name: str) -> None:
     pairs = with_references(name, rows(SETS[name][0]))
     found = not_accepted(pool, pairs)
-    assert {id: said for id, said in found.items() if id not in REFUSED} == {}
+    assert {id: said for id, said in found.items() if id not in EXCEPTIONS} == {}
     assert len(pairs) - len(found) >= LEAST[name]
 
 
