@@ -454,7 +454,7 @@ def _tested(told: dict[str, Any], job: Job) -> Verdict:
     if told["kind"] == "test":
         return Verdict(outcome="error", score=0.0, detail=f"test code: {detail}")
     if not failed:
-        return Verdict(outcome="correct", score=1.0, detail=f"{passed} assert statements passed")
+        return Verdict(outcome="correct", score=1.0, detail="the test code ran to its end")
     score = passed / (passed + failed) if job.partial else 0.0
     if told["kind"] == "raised":
         return Verdict(outcome=_raised(detail).outcome, score=score, detail=detail)

@@ -47,7 +47,6 @@ LEAST = {"HumanEval": 164, "MBPP": 968, "LeetCodeDataset": 227}
 EXCEPTIONS = {
     "mbpp-126": "its function is named sum, and the tests take that for Python's own",
     "find-the-number-of-subsequences-with-equal-gcd": "one of its calls takes some 5 s of CPU time",
-    "mbpp-533": "its tests hand over a type, int, which reaches the program as a plain function",
 }
 """Problem id -> why its own reference is refused, or may be."""
 
