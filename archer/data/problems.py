@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from hashlib import blake2b
+from math import isinf
 from typing import Any, NoReturn
 
 from archer.files import written_whole
@@ -180,10 +181,15 @@ def _text_or_texts(answer: object, where: str) -> None:
             raise ValueError(f'{where}: "answer" holds an empty text; give the right answer')
 
 
+CALLABLE = r"([^\W\d]\w*(\(\))?\.)?[^\W\d]\w*"
+"""What a program can be called by; "Solution().f" is LeetCodeDataset's way to write it."""
+MOST = {"time_limit_s": 3600, "memory_limit_mb": 1 << 20, "tolerance": 10**300}
+"""Numbers of a `code` answer, and the largest that the clock, the kernel and a float can hold."""
+
+
 def _code(answer: object, where: str) -> None:
     """The answer of `code`: tests by stdin, by calls, or as assert statements."""
     kinds = {"stdin": ("tests",), "call": ("name", "tests"), "assert": ("code",)}
-    limits = ("time_limit_s", "memory_limit_mb")
     if not isinstance(answer, dict):
         _wrong(where, '"answer"', answer, f'an object with a "kind" of {_list(kinds)}')
     kind = answer.get("kind")
@@ -191,7 +197,7 @@ def _code(answer: object, where: str) -> None:
         _wrong(where, '"answer.kind"', kind, f"one of {_list(kinds)}")
     # Assert statements compare for themselves.
     comparisons = () if kind == "assert" else ("tolerance", "checker")
-    known = ("kind", *kinds[kind], *limits, *comparisons)
+    known = ("kind", *kinds[kind], "time_limit_s", "memory_limit_mb", *comparisons)
     for name in kinds[kind]:
         if name not in answer:
             raise ValueError(f'{where}: "answer.{name}" is missing; kind "{kind}" needs it')
@@ -201,10 +207,15 @@ def _code(answer: object, where: str) -> None:
     for name in ("name", "code"):
         if name in answer and not (isinstance(answer[name], str) and answer[name].strip()):
             _wrong(where, f'"answer.{name}"', answer[name], "a text")
-    for name in (*limits, "tolerance"):
-        limit = answer.get(name, 1)
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0:
-            _wrong(where, f'"answer.{name}"', limit, "a number above 0")
+    if "name" in answer and not re.fullmatch(CALLABLE, answer["name"]):
+        wanted = 'the name of a function, "f", or of a method, "Solution.f"'
+        _wrong(where, '"answer.name"', answer["name"], wanted)
+    for name, most in MOST.items():
+        number = answer.get(name, most)
+        if isinstance(number, bool) or not isinstance(number, int | float) or number <= 0:
+            _wrong(where, f'"answer.{name}"', number, "a number above 0")
+        if number > most:
+            _wrong(where, f'"answer.{name}"', number, f"a number up to {most:,}")
     _comparison(answer, where)
     if "tests" in answer:
         _tests(answer["tests"], kind, where)
@@ -385,7 +396,8 @@ def _prompt(prompt: object, where: str) -> str | tuple[Message, ...]:
 def parse_object(line: bytes, where: str) -> Row:
     """The JSON object in a line. ValueError, beginning with `where`, if there is none."""
     try:
-        row = json.loads(line.decode(), parse_constant=refuse_constant)
+        text = line.decode()
+        row = json.loads(text, parse_constant=refuse_constant, parse_float=finite)
         if b"\\u" in line:
             # An escaped half of a surrogate pair is JSON, but no text: it would fail later.
             json.dumps(row, ensure_ascii=False).encode()
@@ -406,6 +418,14 @@ def parse_object(line: bytes, where: str) -> Row:
 def refuse_constant(name: str) -> NoReturn:
     """For json's `parse_constant`: NaN and Infinity are Python's idea, not JSON's."""
     raise ValueError(f"{name} is no JSON number")
+
+
+def finite(number: str) -> float:
+    """For json's `parse_float`: 1e999 is JSON, but reads as infinity, which can't be written."""
+    value = float(number)
+    if isinf(value):
+        raise ValueError(f"{number:.20} is more than a float can hold")
+    return value
 
 
 def _wrong(where: str, name: str, value: object, wanted: str) -> NoReturn:

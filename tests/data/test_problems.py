@@ -164,6 +164,21 @@ def test_a_wrong_value_is_named_with_its_cure(
             {"kind": "assert", "code": "assert 1", "time_limit_s": 0},
             '"answer.time_limit_s" is 0; make it a number above 0',
         ),
+        (
+            CALL | {"time_limit_s": 1e9},
+            '"answer.time_limit_s" is 1000000000.0; make it a number up to 3,600',
+        ),
+        (
+            CALL | {"memory_limit_mb": 10**13},
+            '"answer.memory_limit_mb" is 10000000000000; make it a number up to 1,048,576',
+        ),
+        (CALL | {"tolerance": 10**400}, '"answer.tolerance" is 1000'),
+        (
+            CALL | {"name": "my f"},
+            '"answer.name" is "my f"; make it the name of a function, "f", or of a method, "Solut',
+        ),
+        (CALL | {"name": " f"}, '"answer.name" is " f"; make it the name of a function'),
+        (CALL | {"name": "f()"}, '"answer.name" is "f()"; make it the name of a function'),
         (CALL | {"tolerance": 0}, '"answer.tolerance" is 0; make it a number above 0'),
         (CALL | {"tolerance": True}, '"answer.tolerance" is true; make it a number above 0'),
         (CALL | {"tolerance": "1e-6"}, '"answer.tolerance" is "1e-6"; make it a number above 0'),
@@ -195,6 +210,8 @@ def test_a_wrong_code_answer_is_named_with_its_cure(
         {"kind": "stdin", "tests": [{"input": "1\n", "output": "2\n"}], "time_limit_s": 6},
         {"kind": "call", "name": "Solution.f", "tests": [{"input": [2], "output": None}]},
         {"kind": "assert", "code": "assert f(2) == 4\n", "memory_limit_mb": 512.5},
+        {"kind": "call", "name": "Solution().f", "tests": [{"input": [2], "output": None}]},
+        CALL | {"time_limit_s": 3600, "memory_limit_mb": 1 << 20},
         CALL | {"tolerance": 1e-6},
         CALL | {"checker": "def check(input, output, expected): return True"},
         {"kind": "stdin", "tests": [{"input": "1\n", "output": "2\n"}], "tolerance": 1},
@@ -454,3 +471,11 @@ def test_a_new_file_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
         file.write(to_line(Problem(id="a", prompt="p", verifier="v", answer="1")))
         assert not path.exists()
     assert path.exists()
+
+
+def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    row = b'{"id": "a", "prompt": "2+3?", "verifier": "math", "answer": "5", "meta": {"a": -1e999}}'
+    path.write_bytes(row)
+    with pytest.raises(ValueError, match="1: malformed JSON, -1e999 is more than a float can hold"):
+        list(read_problems(path))
