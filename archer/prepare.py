@@ -92,6 +92,8 @@ def prepare(
     out = Path(out)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; make it at least 1")
+    if out.suffix != ".jsonl":
+        raise ValueError(f"{out}: a problem file's name ends in .jsonl; give another --out")
     tally = Tally()
     if _is_file(source):
         if args:

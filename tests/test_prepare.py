@@ -364,6 +364,15 @@ def test_a_raw_file_is_never_written_over(tmp_path: Path) -> None:
     assert Path(path).read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl.gz", "p"])
+def test_a_problem_file_under_a_name_that_no_recipe_reads_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ValueError, match=r"a problem file's name ends in \.jsonl; give another"):
+        prepare("functions", tmp_path / name, limit=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_arguments_are_json_or_else_text() -> None:
     assert parse_args(["max_value=50", "form=words", 'operations=["+"]', "a=b=c"]) == {
         "max_value": 50,
