@@ -183,7 +183,7 @@ def _text_or_texts(answer: object, where: str) -> None:
 
 CALLABLE = r"([^\W\d]\w*(\(\))?\.)?[^\W\d]\w*"
 """What a program can be called by; "Solution().f" is LeetCodeDataset's way to write it."""
-MOST = {"time_limit_s": 3600, "memory_limit_mb": 1 << 20, "tolerance": 10**300}
+MOST = {"time_limit_s": 3600, "memory_limit_mb": 1 << 20, "tolerance": 1e300}
 """Numbers of a `code` answer, and the largest that the clock, the kernel and a float can hold."""
 
 
