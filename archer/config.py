@@ -135,7 +135,7 @@ class VerifyConfig(Section):
     """CPU time that one verdict may take."""
     answer_pattern: str = "box"
     """`box`: the last complete \\boxed{}; `number`: the last number; else a regex, one group."""
-    memory_mb: int = Field(default=1024, ge=1)
+    memory_mb: int = Field(default=1024, ge=1, le=1 << 20)
     """Memory that one verdict, or one run of a program, may take."""
     max_tests: int = Field(default=0, ge=0)
     """Tests of a program that are run, the same ones for all its samples; 0: all."""

@@ -115,6 +115,8 @@ def prepare(
     if limit is not None:
         facts["limit"] = str(limit)
     card = out.with_suffix(".card.md")
+    if out.exists() and not card.exists():
+        raise ValueError(f"{out} is there, and no card beside it: give another --out")
     verifiers: Counter[str] = Counter()
     with written_whole(card) as card_file, written_whole(out) as file:
         hash = problems_hash(_through(problems, file, limit, verifiers))

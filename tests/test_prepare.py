@@ -497,3 +497,14 @@ def test_real_data_is_prepared(
     assert len(problems) == done.rows_out == rows_in - sum(dropped.values())
     if name.startswith(("aime", "amc")):
         assert all(problem.answer == str(int(problem.answer)) for problem in problems)
+
+
+def test_a_file_that_was_not_prepared_is_never_written_over(tmp_path: Path) -> None:
+    out = tmp_path / "mine.jsonl"
+    out.write_text("keep\n", "utf-8")
+    with pytest.raises(ValueError, match=r"no card beside it: give another --out"):
+        prepare("arithmetic", out, limit=3)
+    assert out.read_text("utf-8") == "keep\n"
+    other = tmp_path / "other.jsonl"
+    for _ in range(2):  # what it has written itself it may write again
+        prepare("arithmetic", other, limit=3)

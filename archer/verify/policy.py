@@ -14,6 +14,8 @@ LIBERTIES = ("percent", "order", "units")
 """What the mathematics verifier can be lenient about; archer.verify.math has the table."""
 MAX_CPU_SECONDS = 3600
 """What a verdict may be given of a core, at the most."""
+MAX_MEMORY_MB = 1 << 20
+"""And of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +41,10 @@ class Policy:
     """Level of the sandbox: "auto" (the best there is, never weak) or one of LEVELS."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.cpu_seconds <= MAX_CPU_SECONDS or self.memory_mb < 1:
+        if not 0 < self.cpu_seconds <= MAX_CPU_SECONDS or not 1 <= self.memory_mb <= MAX_MEMORY_MB:
             raise ValueError(
                 f"cpu_seconds={self.cpu_seconds}, memory_mb={self.memory_mb}: both must be "
-                f"positive, and cpu_seconds at most {MAX_CPU_SECONDS}"
+                f"positive, at most {MAX_CPU_SECONDS} and {MAX_MEMORY_MB}"
             )
         if self.max_tests < 0:
             raise ValueError(f"max_tests={self.max_tests}: it must be 0 (all) or more")

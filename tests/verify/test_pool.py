@@ -159,6 +159,7 @@ def test_a_users_answer_pattern_is_used() -> None:
         {"cpu_seconds": float("nan")},
         {"cpu_seconds": float("inf")},
         {"memory_mb": 0},
+        {"memory_mb": 10**30},
     ],
 )
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
