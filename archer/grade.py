@@ -30,7 +30,8 @@ from archer.verify.pool import Ticket, WorkerPool
 from archer.verify.verifiers import VERIFIERS
 
 ROLLOUT_KEYS = frozenset(
-    "group sample outcome score detail seconds reward advantage tokens stop logp entropy".split()
+    "group sample outcome score detail seconds sandbox reward advantage tokens stop logp "
+    "entropy".split()
 )
 """What the lines of a run say beside problem and response: read past."""
 

@@ -99,9 +99,8 @@ def test_the_lines_of_a_run_are_rows_as_they_are(tmp_path: Path) -> None:
     problem = Problem(
         id="sum-1", prompt="2+3?", verifier="exact", answer="5", source="arithmetic", meta={"n": 2}
     )
-    rollout = Rollout(
-        completion=completion, verdict=Verdict(outcome="correct", score=1.0), reward=0.5
-    )
+    verdict = Verdict(outcome="correct", score=1.0, sandbox="full")
+    rollout = Rollout(completion=completion, verdict=verdict, reward=0.5)
     rollouts = tmp_path / "step-000001.jsonl"
     groups = [Group(problem=problem, rollouts=(rollout, rollout))]
     write_rollouts(rollouts, groups, {0: [1.0, -1.0]})
