@@ -43,6 +43,8 @@ _EVERYWHERE = {
 }
 
 NOBODY = 65534
+DEVICES = ("/dev/null", "/dev/urandom")
+"""Those that a program finds."""
 
 
 def _checked(result: int, what: str) -> int:
@@ -150,9 +152,6 @@ def mount_scratch(path: str, size_mb: int, inodes: int) -> None:
     """An empty folder in memory, of limited size and number of files."""
     options = f"size={size_mb}m,nr_inodes={inodes},mode=0700"
     _mount("scratch", path, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
-
-
-DEVICES = ("/dev/null", "/dev/urandom")
 
 
 def enter_root(folders: Iterable[str], hidden: Iterable[str], places: Iterable[str]) -> None:

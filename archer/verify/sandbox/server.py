@@ -200,6 +200,8 @@ def _serve(control: socket.socket, state: State) -> None:
                 try:
                     pid = _fork(request, descriptors, folder, state)
                 except OSError as fault:
+                    if state.level == "weak":
+                        _remove_folder(folder)
                     _send(control, {"run": request["run"], "fault": f"fork: {fault}"})
                     continue
                 finally:

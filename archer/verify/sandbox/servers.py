@@ -16,18 +16,18 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import archer
 from archer.verify.policy import Level
+from archer.verify.sandbox.confine import DEVICES, NOBODY
 
 LIBRARIES = ("numpy", "sortedcontainers")
 """What programs can import besides the standard library, where it is installed."""
 HIDDEN = ("site-packages", "dist-packages")
 """Folders within the interpreter's library that hold other people's packages."""
-DEVICES = ("/dev/null", "/dev/urandom")
-NOBODY = 65534
 STACK_BYTES = 512 << 20
 MAX_MESSAGE = 1 << 16
 START_SECONDS = 30.0
@@ -131,6 +131,10 @@ class ForkServer:
     def close(self) -> None:
         """Ends the server; the kernel ends all that it has forked."""
         self.ended = True
+        for _, descriptors in chain.from_iterable(self._news.values()):
+            for descriptor in descriptors:  # of runs that were given up before they heard
+                os.close(descriptor)
+        self._news.clear()
         self.control.close()
         self._process.kill()
         self._process.wait()
