@@ -123,7 +123,7 @@ def judge_program(problem: Problem, program: str, policy: Policy, sandbox: Sandb
     answer = problem.answer
     cpu_seconds = float(answer.get("time_limit_s", policy.cpu_seconds))
     job = Job(
-        program=program,
+        program=program.removeprefix("\ufeff"),  # as Python reads a file
         answer=answer,
         tests=chosen_tests(problem, policy.max_tests),
         limits=Limits(
@@ -312,7 +312,7 @@ def _call_one(
 
     All tests were sent at once, and the program may be some ahead. The clock is read where it is
     not: for those between two readings it is what the child says that each has taken, and what all
-    have taken together that is the kernel's word.
+    have taken together, with the one that it was at then, that is the kernel's word.
     """
     if not run.has_line():
         run.mark()
@@ -320,7 +320,8 @@ def _call_one(
     if reply is None:
         return _ended(run.finish(), job, None), False
     most, said = job.limits.cpu_seconds, reply.get("seconds")
-    if (isinstance(said, int | float) and said > most) or run.spent() > most * run.answers:
+    together = most * (run.answers + 1)
+    if (isinstance(said, int | float) and said > most) or run.spent_answering > together:
         return Failure("limit", f"more than {most:g} s of CPU time"), True
     return _judge_reply(reply, test, job, check), True
 
@@ -531,7 +532,10 @@ def _coded(value: Any) -> Coded:
 
 
 def _shown(value: object) -> str:
-    text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else repr(value)
+    try:
+        text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"{type(value).__name__} of a great length"
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 

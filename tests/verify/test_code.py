@@ -14,7 +14,7 @@ import pytest
 from archer.types import Problem, Verdict
 from archer.verify.code import chosen_tests, judge_program, same_tokens, same_value
 from archer.verify.policy import Policy
-from archer.verify.sandbox.client import Sandbox
+from archer.verify.sandbox.client import Limits, Sandbox
 from archer.verify.verifiers import verify
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
@@ -46,6 +46,10 @@ def judged(
     sandbox: Sandbox, answer: dict[str, Any], program: str, policy: Policy = QUICK
 ) -> Verdict:
     return judge_program(problem(answer), program, policy, sandbox)
+
+
+def limits() -> Limits:
+    return Limits(cpu_seconds=0.5, wall_seconds=9.0, memory_mb=512, output_bytes=1 << 20)
 
 
 def calls(name: str, *tests: tuple[list[Any], Any], **more: Any) -> dict[str, Any]:
@@ -228,6 +232,62 @@ assert stack.pop() == (1, "a")
     )
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "out = open(1, 'w')\nout.write('5')",
+        "import os\nprint(5, file=(out := os.fdopen(1, 'w')))",
+        "class Last:\n    def __del__(self): print(5)\nlast = Last()",
+        "\ufeffprint(5)",
+    ],
+)
+def test_a_program_ends_as_python_ends_it(sandbox: Sandbox, program: str) -> None:
+    answer = {"kind": "stdin", "tests": [{"input": "", "output": "5"}]}
+    verdict = judged(sandbox, answer, program)
+    assert verdict.outcome == "correct", verdict.detail
+
+
+def test_a_method_with_a_cache_is_given_the_nodes_that_it_asks_for(sandbox: Sandbox) -> None:
+    program = """
+class Solution:
+    @cache
+    def total(self, root: Optional[TreeNode]) -> int:
+        return root.val + self.total(root.left) + self.total(root.right) if root else 0
+"""
+    verdict = judged(sandbox, calls("Solution.total", ([[1, 2, 3]], 6)), program)
+    assert verdict.outcome == "correct", verdict.detail
+
+
+def test_integers_cross_at_any_length(sandbox: Sandbox) -> None:
+    fact = "def fact(n):\n    return n * fact(n - 1) if n else 1\ndef half(n): return n // 2"
+    code = "assert fact(900) == math.factorial(900)\nassert half(-2 * 10**9000) == -(10**9000)"
+    verdict = judged(sandbox, {"kind": "assert", "code": code}, fact)
+    assert verdict.outcome == "correct", verdict.detail
+    for result in ("10**9000", "[10**9000]", "{10**9000: 1}"):
+        verdict = judged(sandbox, calls("f", ([], 5)), f"def f(): return {result}")
+        assert verdict.outcome == "wrong", verdict.detail
+
+
+def test_attributes_of_an_object_are_compared_by_what_crosses(sandbox: Sandbox) -> None:
+    program = """
+class Point:
+    kind = "point"
+    def __init__(self, x): self.x, self.seen, self.self = x, [], self
+    def __eq__(self, other): return True
+    __lt__ = __eq__
+"""
+    right = (
+        "p = Point(2)\np.seen.append(1)\n"
+        "assert p.x == 2 and p.x != 3 and 2 == p.x and p.x < 3 and 1 <= p.x\n"
+        "assert p.seen == [1] and not Point(1).seen and Point.kind == 'point'"
+    )
+    verdict = judged(sandbox, {"kind": "assert", "code": right}, program)
+    assert verdict.outcome == "correct", verdict.detail
+    for wrong in ("Point(2).x == 3", "Point(2) == 3", "Point(2).self == 3", "Point(2) < 3"):
+        verdict = judged(sandbox, {"kind": "assert", "code": f"assert {wrong}"}, program)
+        assert verdict.outcome == "wrong", wrong
+
+
 # --- several right answers ---
 
 
@@ -313,6 +373,29 @@ def test_the_time_limit_is_for_each_test_and_counts_cpu_time(sandbox: Sandbox) -
     assert judged(sandbox, calls("f", *tests, time_limit_s=0.1), slept).outcome == "correct"
 
 
+def test_a_slow_checker_costs_the_program_nothing(sandbox: Sandbox) -> None:
+    spin = "import time\ndef f(x):\n    end = time.process_time() + x\n"
+    spin += "    while time.process_time() < end: pass\n    return x"
+    checker = "import time\ndef check(input, output, expected):\n"
+    checker += "    time.sleep(0 if expected else 0.5)\n    return output == expected"
+    tests = [([seconds], seconds) for seconds in (0, 0, 0, 0, *[0.15] * 12)]
+    answer = calls("f", *tests, time_limit_s=0.2, checker=checker)
+    verdict = judged(sandbox, answer, spin)
+    assert verdict.outcome == "correct", verdict.detail
+
+
+@pytest.mark.parametrize("drop", ["b' '", "b'1\\n'"])
+def test_what_drips_on_the_channel_buys_no_time(sandbox: Sandbox, drop: str) -> None:
+    drip = "import os, time\nwhile time.process_time() < 6:\n"
+    drip += f"    for _ in range(1500): pass\n    os.write(3, {drop})\nprint(5)"
+    answer = {"kind": "stdin", "tests": [{"input": "", "output": "5"}]}
+    with sandbox.start("stdin", drip, limits()) as run:
+        run.confirm()
+        ending = run.finish()
+    assert ending.reason == "cpu" and ending.cpu_seconds < 2
+    assert judged(sandbox, answer, drip).outcome == "limit"
+
+
 def test_the_memory_limit_is_the_problems(sandbox: Sandbox) -> None:
     hungry = "x = bytearray(300 * 2**20)\nprint(sum(map(int, input().split())))"
     assert judged(sandbox, ADD, hungry).outcome == "correct"
@@ -370,6 +453,16 @@ def test_a_fork_server_that_dies_loses_no_verdict() -> None:
             os.kill(servers()[kill].pid, signal.SIGKILL)
             right = "print(sum(map(int, input().split())))"
             assert judged(sandbox, ADD, right).outcome == "correct"
+
+
+def test_a_server_that_ends_leaves_no_descriptor_of_a_run_that_heard_nothing() -> None:
+    before = psutil.Process().num_fds()
+    with Sandbox() as sandbox:
+        unheard = sandbox.start("stdin", "", limits())
+        with sandbox.start("stdin", "", limits()) as run:
+            run.finish()
+    unheard.close()
+    assert psutil.Process().num_fds() == before
 
 
 def test_without_a_sandbox_there_is_an_error_and_no_verdict(

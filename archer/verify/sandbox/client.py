@@ -33,7 +33,8 @@ from archer.verify.sandbox.servers import START_SECONDS, ForkServer, SandboxFaul
 
 NUMPY = ("numpy", "numpy.random")
 """What is loaded before a program that speaks of numpy."""
-CHUNK = 1 << 16
+CHUNK = 1 << 18
+"""More than a socket holds: one read takes all the answers that there are."""
 MAX_STDERR = 1 << 16
 """Bytes of the standard error that are kept, the last ones."""
 MAX_STDERR_WRITTEN = 64 << 20
@@ -136,7 +137,9 @@ class Run:
     ) -> None:
         self.level = server.level
         self.answers = 0
-        """Lines received since the last mark."""
+        """Lines that have come since the last mark."""
+        self.spent_answering = 0.0
+        """CPU seconds from that mark to the last of them; some may be for the line after it."""
         self._server, self._limits = server, limits
         self._pidfd, self._pid = -1, 0
         self._ending: Ending | None = None
@@ -228,7 +231,7 @@ class Run:
     def mark(self) -> None:
         """From here on a new allowance of CPU and wall seconds counts."""
         self._cpu_mark, self._wall_mark = self.cpu(), time.monotonic()
-        self.answers = 0
+        self.answers, self.spent_answering = 0, 0.0
 
     def send(self, message: Any) -> None:
         """Queues a message for the program."""
@@ -257,7 +260,6 @@ class Run:
                 return None
         line = bytes(self._inbox[:end])
         del self._inbox[: end + 1]
-        self.answers += 1
         return line
 
     def receive(self) -> Any:
@@ -301,17 +303,17 @@ class Run:
         self._channel.close()
 
     def _step(self) -> bool:
-        """Waits for something to happen. False when the run has ended and all is read."""
+        """Waits for something to happen. False when the run has ended and all is read.
+
+        The clock is looked at first: whoever waits for a line has just found that none is there.
+        """
         if self._ending is not None and not self._open:
             return False
-        received = len(self._inbox)
+        if self._stop is None and self._ending is None:
+            self._check_clock()
         self._wait(self._patience())
         if self._stop is None:
             self._check_output()
-        if self._stop is None and self._ending is None and len(self._inbox) == received:
-            # Not where there is an answer to be looked at first: it came in time, however late
-            # this process got to read it.
-            self._check_clock()
         return True
 
     def _wait(self, seconds: float | None) -> None:
@@ -337,16 +339,25 @@ class Run:
         """How long nothing can go over a limit."""
         if self._ending is not None or self._stop:
             return None
-        wall = self._limits.wall_seconds - (time.monotonic() - self._wall_mark)
+        wall = self._limits.wall_seconds - self.elapsed()
         left = self._limits.cpu_seconds - self.spent()
         return max(LEAST_PATIENCE, min(wall, left / _num_cores()))
 
     def _check_clock(self) -> None:
-        wall, most = time.monotonic() - self._wall_mark, self._limits.wall_seconds
+        wall, most = self.elapsed(), self._limits.wall_seconds
+        reason: Literal["cpu", "wall"] | None = None
         if self.spent() > self._limits.cpu_seconds:
-            self._kill("cpu")
-        elif wall > most and (wall > MAX_WAITING * most or wall - core_waits(self._pid) > most):
-            self._kill("wall")
+            reason = "cpu"
+        elif wall > most and (wall > MAX_WAITING * most or wall - self.waited() > most):
+            reason = "wall"
+        if reason and not self._has_unread():
+            self._kill(reason)
+
+    def _has_unread(self) -> bool:
+        """Whether an answer waits to be read: it came in time, however late it is looked at."""
+        with suppress(OSError):
+            return bool(self._channel.recv(1, socket.MSG_PEEK))
+        return False
 
     def _check_output(self) -> None:
         most = self._limits.output_bytes
@@ -396,6 +407,7 @@ class Run:
             self._poll.modify(self._channel, select.POLLIN)
 
     def _read(self, descriptor: int) -> None:
+        spent = self.spent()
         try:
             chunk = os.read(descriptor, CHUNK)
         except BlockingIOError:
@@ -409,6 +421,9 @@ class Run:
                 self._outbox = memoryview(b"")
             return
         kept = self._open[descriptor]
+        if kept is self._inbox:
+            self.answers += chunk.count(b"\n")
+            self.spent_answering = spent
         if kept is self._err:
             self._err_written += len(chunk)
             if len(kept) > 2 * MAX_STDERR:

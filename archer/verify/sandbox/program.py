@@ -123,14 +123,23 @@ def _run(channel: Channel, source: str) -> None:
         traceback.print_exception(raised, limit=-20)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    status = _flush(status)
+    for name in [*module.__dict__]:  # files that only the program holds are flushed by their end
+        module.__dict__[name] = None
+    status = _flush(status)
+    with suppress(OSError):  # a program may close all descriptors that it does not know
+        channel.send({"raised": fault})
+    os._exit(status)
+
+
+def _flush(status: int) -> int:
+    """Writes out the standard streams; the exit status, which is 120 where that fails."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
             stream.flush()  # type: ignore[union-attr]
         except (OSError, ValueError, AttributeError):
             status = status or 120 * (stream is sys.__stdout__ and not _is_closed(stream))
-    with suppress(OSError):  # a program may close all descriptors that it does not know
-        channel.send({"raised": fault})
-    os._exit(status)
+    return status
 
 
 def _is_closed(stream: Any) -> bool:
@@ -235,7 +244,7 @@ def _as_hinted(
     arguments: list[Any], function: Any, hints: dict[str, Any], program: _Program
 ) -> list[Any]:
     """Arguments with lists made into the nodes that the function's annotations ask for."""
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
     if not hints or code is None:
         return arguments
     skipped = int(hasattr(function, "__self__"))
@@ -326,6 +335,7 @@ _ACTIONS: dict[str, Callable[[Any, Any, Any], object]] = {
     "len": lambda target, _, __: len(target),
     "item": lambda target, arguments, _: target[arguments[0]],
     "set": lambda target, arguments, _: setattr(target, *arguments),
+    "get": lambda target, _, __: target,
 }
 
 
@@ -436,7 +446,8 @@ class Remote:
     """An object of the program, as the test code sees it.
 
     It can be called, iterated, measured and indexed; its attributes are such objects and can be
-    set. To compare it, or to ask whether it is true, fails: what can't be seen can't pass a test.
+    set. Compared, or asked whether it is true, is the value that crosses; where none does that
+    fails: what can't be seen can't pass a test.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -470,13 +481,32 @@ class Remote:
     def __getitem__(self, place: object) -> Any:
         return self._tests.ask("item", self._path, [place])
 
-    def __eq__(self, other: object) -> bool:
-        raise TypeError("an object of the program can't be compared")
+    def _value(self) -> Any:
+        value = self._tests.ask("get", self._path)
+        if type(value) is Remote:
+            raise TypeError("an object of the program can't be compared, nor is it true or false")
+        return value
 
-    __ne__ = __eq__
+    def __eq__(self, other: object) -> Any:
+        return self._value() == other
+
+    def __ne__(self, other: object) -> Any:
+        return self._value() != other
+
+    def __lt__(self, other: object) -> Any:
+        return self._value() < other
+
+    def __le__(self, other: object) -> Any:
+        return self._value() <= other
+
+    def __gt__(self, other: object) -> Any:
+        return self._value() > other
+
+    def __ge__(self, other: object) -> Any:
+        return self._value() >= other
 
     def __bool__(self) -> bool:
-        raise TypeError("an object of the program is neither true nor false")
+        return bool(self._value())
 
 
 def can_fail(tree: ast.AST) -> bool:

@@ -21,6 +21,8 @@ Refer = Callable[[object], Coded]
 
 MAX_NODES = 1_000_000
 """Nodes of a list or tree that are followed; one that runs in a circle has more."""
+MAX_INTEGER = 1 << 2000
+"""A longer one crosses in hexadecimal: Python limits decimal digits, to 640 and more."""
 MAX_SAME_HASH = 100
 """Keys of a set or dict that may share a hash; those of honest programs hardly ever do."""
 
@@ -35,8 +37,10 @@ def refuse(value: object) -> Coded:
 def encode(value: object, refer: Refer = refuse) -> Coded:
     """JSON for a value. Raises TypeError for what can't cross, RecursionError for a circle."""
     kind = type(value)
-    if value is None or kind in (bool, int, float, str):
+    if value is None or kind in (bool, float, str):
         return value
+    if kind is int:
+        return value if -MAX_INTEGER < value < MAX_INTEGER else {"int": hex(value)}  # type: ignore[operator, arg-type]
     if kind is list:
         return [encode(item, refer) for item in value]  # type: ignore[attr-defined]
     for base, name in _CONTAINERS:
@@ -48,7 +52,7 @@ def encode(value: object, refer: Refer = refuse) -> Coded:
         return {"dict": [[encode(key, refer), encode(item, refer)] for key, item in pairs]}
     for base in (bool, int, float, str):
         if issubclass(kind, base):
-            return _BASE[base](value)
+            return encode(_BASE[base](value))
     if issubclass(kind, complex):
         return {"complex": [complex.real.__get__(value), complex.imag.__get__(value)]}
     if issubclass(kind, bytes | bytearray):
@@ -99,6 +103,8 @@ def decode(
         if tag == "dict":
             pairs = [(decode(k, nodes, tags), decode(v, nodes, tags)) for k, v in content]
             return dict(_spread(pairs, [key for key, _ in pairs]))
+        if tag == "int":
+            return int(content, 16)
         if tag in ("bytes", "bytearray"):
             data = content.encode("latin-1")
             return data if tag == "bytes" else bytearray(data)
