@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -394,6 +395,19 @@ def test_what_drips_on_the_channel_buys_no_time(sandbox: Sandbox, drop: str) -> 
         ending = run.finish()
     assert ending.reason == "cpu" and ending.cpu_seconds < 2
     assert judged(sandbox, answer, drip).outcome == "limit"
+
+
+@pytest.mark.parametrize("byte", ["b' '", "b'\\n'"])
+@pytest.mark.parametrize("answer", [ADD, ADD_CALL, ADD_ASSERT], ids=["stdin", "call", "assert"])
+def test_a_program_that_keeps_talking_gains_no_time(
+    sandbox: Sandbox, answer: dict[str, Any], byte: str
+) -> None:
+    loop = f"while True: os.write(3, {byte})"
+    program = f"import os, time\ndef add(a, b):\n    {loop}\n"
+    begin = time.monotonic()
+    verdict = judged(sandbox, answer, program if answer is not ADD else f"import os\n{loop}")
+    assert verdict.outcome in ("wrong", "limit", "crashed")
+    assert time.monotonic() - begin < 3.5  # it has 0.5 s of CPU time, and 4 s if it sleeps
 
 
 def test_the_memory_limit_is_the_problems(sandbox: Sandbox) -> None:

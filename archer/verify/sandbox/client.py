@@ -146,6 +146,7 @@ class Run:
         self._stop: Literal["cpu", "wall", "output"] | None = None
         self._out, self._err, self._inbox = bytearray(), bytearray(), bytearray()
         self._err_written = 0
+        self._wants_line = False
         self._outbox = memoryview(json.dumps(source).encode() + b"\n")
         self._open: dict[int, bytearray] = {}
         self._poll = select.poll()
@@ -253,6 +254,7 @@ class Run:
 
     def receive_line(self) -> bytes | None:
         """The next line that the program sends; None when it has ended, or was stopped."""
+        self._wants_line = True
         searched = 0
         while (end := self._inbox.find(b"\n", searched)) < 0:
             searched = len(self._inbox)
@@ -279,6 +281,7 @@ class Run:
 
     def finish(self) -> Ending:
         """Waits for the end of the program, and of all that it has written."""
+        self._wants_line = False
         while self._step():
             pass
         assert self._ending is not None
@@ -350,14 +353,14 @@ class Run:
             reason = "cpu"
         elif wall > most and (wall > MAX_WAITING * most or wall - self.waited() > most):
             reason = "wall"
-        if reason and not self._has_unread():
+        if reason and not (self._wants_line and self._finds_line()):
             self._kill(reason)
 
-    def _has_unread(self) -> bool:
-        """Whether an answer waits to be read: it came in time, however late it is looked at."""
-        with suppress(OSError):
-            return bool(self._channel.recv(1, socket.MSG_PEEK))
-        return False
+    def _finds_line(self) -> bool:
+        """Whether the answer that is waited for has come: in time, however late it is looked at."""
+        if self._channel.fileno() in self._open:
+            self._read(self._channel.fileno())
+        return self.has_line()
 
     def _check_output(self) -> None:
         most = self._limits.output_bytes
