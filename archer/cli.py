@@ -178,14 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--partial", action="store_true", help="score programs by tests passed")
     made.add_argument("--sandbox", default="auto", help="auto, full, restricted, or weak")
 
-    made = add("eval", _eval, "score a model on a problem file: avg@k, pass@k, intervals")
+    made = add("eval", _eval, "score a model on a problem file, or compare two such results")
     made.description = (
-        "Score a model on a problem file. What is not given is as the run or the export was "
-        "trained; the values in brackets stand for models that were not trained here."
+        "Score a model on a problem file, or compare two such results. What is not given is as the "
+        "run or the export was trained; the values in brackets stand for models that were not "
+        "trained here."
     )
     made.add_argument(
         "model",
         metavar="MODEL",
+        nargs="?",
         help="hub name, folder, .gguf file, smollm2, an export, a run or one of its checkpoints",
     )
     made.add_argument(
@@ -213,6 +215,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--answer-pattern", metavar="P", help="box, number, or a regex (box)")
     made.add_argument(
         "--out", type=Path, metavar="FILE.json", help="result; responses go beside it (evals/...)"
+    )
+    made.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="say by how much B is better than A, problem by problem; takes no other argument",
     )
 
     made = add("export", _export, "write a checkpoint as a Hugging Face folder, and check it")
@@ -301,6 +310,10 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
+    if options.compare:
+        return _compare(options, terminal)
+    if options.model is None:
+        raise ValueError("eval needs a MODEL, or --compare with two results; see archer eval -h")
     from archer.evaluate_model import evaluate_model
     from archer.prepare import parse_args
 
@@ -324,6 +337,20 @@ def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
             out=options.out,
         )
     )
+    return 0
+
+
+def _compare(options: argparse.Namespace, terminal: Terminal) -> int:
+    of_both = ("command", "quiet", "version", "compare")
+    given = [name for name, value in vars(options).items() if name not in of_both]
+    given = [name for name in given if vars(options)[name] not in (None, [])]
+    if given:
+        raise ValueError(
+            f"--compare reads two results and takes no {given[0].replace('_', '-')}; leave one out"
+        )
+    from archer.compare import compare
+
+    terminal.result(compare(*options.compare))
     return 0
 
 

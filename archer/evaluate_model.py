@@ -21,10 +21,11 @@ from archer.config import Config, config_from, load_config
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.local import resolve_device
 from archer.engine.sampler import Sampler
-from archer.evaluate import Evaluation, evaluate_data, write_evaluation
+from archer.evaluate import evaluate_data
 from archer.export import RECIPE, Checkpoint, find_checkpoint, is_checkpoint, is_run, trained_model
 from archer.model.adapt import adapt
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
+from archer.scores import Evaluation, write_evaluation
 from archer.setup import load_data, num_threads, open_verifiers
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES

@@ -38,7 +38,7 @@ from archer.config import Config, UpdateConfig
 from archer.data.stream import ProblemStream
 from archer.engine.base import Engine
 from archer.engine.choices import choose_advantage, choose_pick, needs_greedy
-from archer.evaluate import evaluate_data, write_evaluation
+from archer.evaluate import evaluate_data
 from archer.files import written_whole
 from archer.randomness import permutation, uniforms
 from archer.records import StepGroups, write_arrays, write_rollouts
@@ -51,6 +51,7 @@ from archer.rollout import (
     verdicts_of,
 )
 from archer.run import Run, State, open_run
+from archer.scores import write_evaluation
 from archer.setup import Data, check_recipe, environment, load_data, open_engine, open_verifiers
 from archer.sinks import Sink, check_sinks, open_sinks
 from archer.terminal import Terminal

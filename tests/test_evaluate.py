@@ -19,15 +19,10 @@ from archer.cli import main
 from archer.config import LogConfig, load_config
 from archer.data.problems import problems_hash, read_problems, write_problems
 from archer.data.sources import load_source
-from archer.evaluate import (
-    evaluate_data,
-    read_evaluation,
-    settings_hash,
-    summarise_groups,
-    write_evaluation,
-)
+from archer.evaluate import evaluate_data
 from archer.evaluate_model import describe, evaluate_model, evaluation_config, find_subject
 from archer.export import export
+from archer.scores import different_settings, read_evaluation, summarise_groups, write_evaluation
 from archer.setup import load_data, open_engine, open_verifiers
 from archer.terminal import Terminal
 from archer.train import train
@@ -170,7 +165,7 @@ def test_a_result_holds_all_that_it_depends_on(tmp_path: Path) -> None:
     assert settings["prompt"]["system"] == "s"
     assert settings["verify"] == json.loads(json.dumps(asdict(Policy(answer_pattern="number"))))
     other = {**settings, "seed": 12}
-    assert settings_hash(settings) != settings_hash(other)
+    assert different_settings(settings, other) == {"seed": (11, 12)}
 
 
 def test_the_seed_decides_the_responses(tmp_path: Path) -> None:
