@@ -203,7 +203,12 @@ def _parser() -> argparse.ArgumentParser:
         "--stop", action="append", metavar="TEXT", help="a text that ends a completion"
     )
     made.add_argument(
-        "--k", type=int, action="append", default=[], metavar="K", help="report pass@K for this K"
+        "--k",
+        type=int,
+        action="append",
+        default=[],
+        metavar="K",
+        help="of pass@K and majority@K",
     )
     made.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
     made.add_argument("--system", metavar="TEXT", help="system message")

@@ -18,6 +18,7 @@ from archer.scores import Evaluation, summarise_groups
 from archer.setup import Data, judging
 from archer.terminal import Terminal
 from archer.types import Group, Problem
+from archer.verify.policy import Policy
 from archer.verify.pool import Verifiers
 
 
@@ -50,7 +51,8 @@ def evaluate_data(
             eval_sampling(config),
             samples=config.eval.samples,
             seed=config.train.seed,
-            settings={"prompt": data.prompt, "verify": asdict(judging(config))},
+            prompt=data.prompt,
+            policy=judging(config),
             ks=ks,
             progress=progress,
         )
@@ -77,13 +79,14 @@ def evaluate(
     *,
     samples: int,
     seed: int,
-    settings: dict[str, Any],
+    prompt: dict[str, Any],
+    policy: Policy,
     ks: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> tuple[Evaluation, list[Group]]:
     """Samples and judges every problem. The draws depend on seed, problem and sample number alone.
 
-    `ks` are the k of pass@k, each at most `samples`; without any they are the powers of two.
+    `ks` are the k of pass@k and majority@k, each at most `samples`; without any, the powers of two.
     Raises ValueError where there is nothing to evaluate.
     """
     if not problems:
@@ -91,11 +94,14 @@ def evaluate(
     named = [Named(problem=problem, name=("eval", seed)) for problem in problems]
     groups = judged_groups(engine, verifiers, named, render, sampling, samples, progress)
     described = {
-        **settings,
+        "prompt": prompt,
+        "verify": asdict(policy),
         "sampling": asdict(sampling),
         "samples": samples,
         "seed": seed,
         "problems_hash": problems_hash(problems),
     }
-    evaluation = summarise_groups(groups, samples=samples, seed=seed, settings=described, ks=ks)
+    evaluation = summarise_groups(
+        groups, samples=samples, seed=seed, settings=described, policy=policy, ks=ks
+    )
     return evaluation, groups

@@ -192,13 +192,21 @@ def describe(evaluation: Evaluation, ks: Sequence[int] = ()) -> str:
     ]
     rows += [(f"pass@{k}", f"{value:.3f}", "") for k, value in evaluation.pass_at.items()]
     rows += [(f"pass@{k}", "-", "too few verdicts") for k in ks if str(k) not in evaluation.pass_at]
+    voting = f"of {evaluation.voting} problems" if evaluation.voting < evaluation.problems else ""
+    rows += [(f"majority@{k}", f"{v:.3f}", voting) for k, v in evaluation.majority_at.items()]
     rows.append(("truncated", f"{evaluation.truncated:.3f}", ""))
+    rows.append(("no answer", f"{evaluation.no_answer:.3f}", ""))
     rows.append(("tokens a response", f"{evaluation.mean_tokens:.1f}", ""))
-    if len(evaluation.by_source) > 1:
-        rows += [
-            (f"avg on {name or 'no source'}"[:46], f"{value:.3f}", "")
-            for name, value in evaluation.by_source.items()
-        ]
+    for what, parts in (
+        ("source", evaluation.by_source),
+        ("difficulty", evaluation.by_difficulty),
+        ("platform", evaluation.by_platform),
+    ):
+        if len(parts) > 1:
+            rows += [
+                (f"avg on {name or f'no {what}'}"[:46], f"{value:.3f}", "")
+                for name, value in parts.items()
+            ]
     found = evaluation.outcomes
     outcomes = " · ".join(f"{found[name]} {name}" for name in OUTCOMES if found.get(name))
     header = (f"{evaluation.model}: {evaluation.problems} problems"[:46], "", "95 % interval")

@@ -1,4 +1,4 @@
-"""What an evaluation found: avg@k and unbiased pass@k with intervals, from judged groups.
+"""What an evaluation found: avg@k, unbiased pass@k and majority@k, from judged groups.
 
 Results are written and read here. Left out: how responses come about (archer.evaluate), and
 `archer eval --compare` (archer.compare). No torch is loaded.
@@ -7,15 +7,18 @@ Results are written and read here. Left out: how responses come about (archer.ev
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from archer.algo.passk import average_at_k, interval, pass_at_k
+from archer.algo.passk import average_at_k, interval, majority_at_k, pass_at_k
 from archer.files import written_whole
 from archer.records import write_rollouts
-from archer.types import OUTCOMES, Group
+from archer.types import OUTCOMES, Group, Problem
+from archer.verify.policy import Policy
+from archer.verify.verifiers import READ_PARTS, judged_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class Evaluation:
     """What was measured and with which settings.
 
     Example: `score` = {"mean": 0.25, "low": 0.2, "high": 0.3}, the mean score of an answer with
-    its 95 % interval over problems; `pass_at` = {"1": 0.25, "4": 0.5}.
+    its 95 % interval over problems; `pass_at` = {"1": 0.25, "4": 0.5}; `majority_at` = {"4": 0.3}.
     """
 
     problems: int
@@ -39,6 +42,15 @@ class Evaluation:
     """Sampling, prompt, verifier, seed and data hash: what one needs to measure it again."""
     model: str = ""
     """What was measured, as it was named; the run itself during training."""
+    majority_at: dict[str, float] = field(default_factory=dict)
+    """Expected score of the commonest of k answers, over the `voting` problems."""
+    voting: int = 0
+    """Problems whose answers can be told to be equal: not programs, see `votes`."""
+    no_answer: float = 0.0
+    """Share of completions in which the verifier found no answer."""
+    by_difficulty: dict[str, float] = field(default_factory=dict)
+    """Of the problems whose `meta` holds a "difficulty"; and of those with a "platform"."""
+    by_platform: dict[str, float] = field(default_factory=dict)
 
 
 def summarise_groups(
@@ -47,46 +59,97 @@ def summarise_groups(
     samples: int,
     seed: int,
     settings: dict[str, Any],
+    policy: Policy,
     ks: Sequence[int] = (),
 ) -> Evaluation:
     """Errors of the grader are left out of every score, and counted among the outcomes.
 
-    A k of `ks` for which errors leave some problem too few verdicts is not in `pass_at`.
+    A k of `ks` for which errors leave some problem too few verdicts is in no score at k. ValueError
+    where nothing but errors is left.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    outcomes: dict[str, int] = {
-        name: sum(r.verdict.outcome == name for r in rollouts) for name in OUTCOMES
-    }
-    scores = [
-        [r.verdict.score for r in group.rollouts if r.verdict.outcome != "error"]
-        for group in groups
-    ]
-    judged = [own for own in scores if own]
+    outcomes = Counter(rollout.verdict.outcome for rollout in rollouts)
+    judged = [own for group in groups if (own := without_errors(group)).rollouts]
     if not judged:
         raise ValueError(
             "every verdict of this evaluation is a grader error, the first one "
             f"{rollouts[0].verdict.detail!r}; mend the verifier"
         )
-    means = interval([average_at_k(own) for own in judged], seed=seed)
-    right = [(len(own), sum(score >= 1 for score in own)) for own in judged]
+    scores = [[rollout.verdict.score for rollout in group.rollouts] for group in judged]
+    problems = [group.problem for group in judged]
+    averages = [average_at_k(own) for own in scores]
+    means = interval(averages, seed=seed)
+    right = [(len(own), sum(score >= 1 for score in own)) for own in scores]
     fewest = min(n for n, _ in right)
     possible = range(1, fewest + 1)
     wanted = [k for k in possible if (k in ks if ks else k & (k - 1) == 0 or k == fewest)]
-    by_source: dict[str, list[float]] = {}
-    for group, own in zip(groups, scores, strict=True):
-        if own:
-            by_source.setdefault(group.problem.source, []).append(average_at_k(own))
+    ballots = [
+        (answers, own)
+        for group, own in zip(judged, scores, strict=True)
+        if (answers := votes(group, policy)) is not None
+    ]
     return Evaluation(
         problems=len(groups),
         samples=samples,
         score={"mean": means.mean, "low": means.low, "high": means.high},
-        pass_at={str(k): sum(pass_at_k(n, c, k) for n, c in right) / len(right) for k in wanted},
+        pass_at={str(k): average_at_k([pass_at_k(n, c, k) for n, c in right]) for k in wanted},
+        majority_at={
+            str(k): average_at_k([majority_at_k(answers, own, k) for answers, own in ballots])
+            for k in wanted
+            if ballots and k > 1  # one sample is its own majority
+        },
+        voting=len(ballots),
         truncated=sum(r.completion.stop == "length" for r in rollouts) / len(rollouts),
-        outcomes=outcomes,
-        by_source={name: average_at_k(own) for name, own in sorted(by_source.items())},
+        no_answer=outcomes["no_answer"] / len(rollouts),
+        outcomes={name: outcomes[name] for name in OUTCOMES},
+        by_source=_averages([problem.source for problem in problems], averages),
+        by_difficulty=_averages([_meta(each, "difficulty") for each in problems], averages),
+        by_platform=_averages([_meta(each, "platform") for each in problems], averages),
         mean_tokens=sum(len(r.completion.token_ids) for r in rollouts) / len(rollouts),
         settings=settings,
     )
+
+
+def without_errors(group: Group) -> Group:
+    """The group of those rollouts on which the grader did not fail."""
+    kept = tuple(r for r in group.rollouts if r.verdict.outcome != "error")
+    return replace(group, rollouts=kept)
+
+
+def votes(group: Group, policy: Policy) -> list[Hashable | None] | None:
+    """What each answer votes for: the part of the response that decides its verdict.
+
+    In mathematics that is the extracted answer as it is written, so 0.5 and 1/2 are two. None for a
+    response without an answer, and instead of all votes where equal answers can't be told: for
+    programs, and for verifiers and answer patterns that `judged_part` knows nothing of.
+    """
+    problem = group.problem
+    if problem.verifier not in VOTERS or policy.answer_pattern not in ("box", "number"):
+        return None
+    return [
+        None
+        if rollout.verdict.outcome == "no_answer"
+        else judged_part(problem, rollout.completion.text, rollout.completion.in_thought, policy)
+        for rollout in group.rollouts
+    ]
+
+
+VOTERS = READ_PARTS.keys() - {"code"}
+"""Verifiers whose answers are equal or not; two right programs are hardly ever the same text."""
+
+
+def _averages(names: Sequence[str | None], averages: Sequence[float]) -> dict[str, float]:
+    """The mean over the problems of each name; None is a problem without one."""
+    found: dict[str, list[float]] = {}
+    for name, average in zip(names, averages, strict=True):
+        if name is not None:
+            found.setdefault(name, []).append(average)
+    return {name: average_at_k(own) for name, own in sorted(found.items())}
+
+
+def _meta(problem: Problem, key: str) -> str | None:
+    value = problem.meta.get(key)
+    return None if value is None else str(value)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation, groups: Sequence[Group]) -> None:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from archer.data.sources import load_source
 from archer.evaluate import evaluate_data
 from archer.evaluate_model import describe, evaluate_model, evaluation_config, find_subject
 from archer.export import export
-from archer.scores import different_settings, read_evaluation, summarise_groups, write_evaluation
+from archer.scores import (
+    different_settings,
+    read_evaluation,
+    summarise_groups,
+    votes,
+    write_evaluation,
+)
 from archer.setup import load_data, open_engine, open_verifiers
 from archer.terminal import Terminal
 from archer.train import train
@@ -253,7 +259,7 @@ GROUPS = [
 
 
 def test_scores_by_hand() -> None:
-    found = summarise_groups(GROUPS, samples=4, seed=0, settings={})
+    found = summarise_groups(GROUPS, samples=4, seed=0, settings={}, policy=Policy())
     assert found.score["mean"] == pytest.approx((1 / 4 + 1 + 0) / 3)
     assert found.score["low"] <= found.score["mean"] <= found.score["high"]
     # pass@2 of one right in four: 1 - C(3, 2) / C(4, 2) = 1/2.
@@ -265,15 +271,95 @@ def test_scores_by_hand() -> None:
     }  # fmt: skip
 
 
+def answered(
+    id: str, answers: list[tuple[str, Outcome]], *, verifier: str = "exact", **meta: Any
+) -> Group:
+    """A group with texts of its own: what they vote for counts."""
+    made = group(id, [outcome for _, outcome in answers])
+    return replace(
+        made,
+        problem=replace(made.problem, verifier=verifier, meta=meta),
+        rollouts=tuple(
+            replace(rollout, completion=replace(rollout.completion, text=text))
+            for rollout, (text, _) in zip(made.rollouts, answers, strict=True)
+        ),
+    )
+
+
+def test_majority_by_hand_over_equal_answers() -> None:
+    groups = [
+        # "5" leads with two votes of four; of two drawn, it wins with 5 5, halves with 5 4, 5 3.
+        answered("a", [("5", "correct"), (" 5 ", "correct"), ("4", "wrong"), ("3", "wrong")]),
+        # A response without an answer has no vote: one vote is enough.
+        answered("b", [("5", "correct"), ("", "no_answer"), ("", "no_answer"), ("", "no_answer")]),
+    ]
+    found = summarise_groups(groups, samples=4, seed=0, settings={}, policy=Policy())
+    of_two = (1 + 4 * 0.5) / 6, 3 / 6
+    assert found.majority_at == pytest.approx({"2": sum(of_two) / 2, "4": 1.0})
+    assert found.voting == 2
+    assert found.no_answer == 3 / 8
+    lines = {line.split()[0]: line.split() for line in describe(found).splitlines() if line}
+    assert lines["majority@4"] == ["majority@4", "1.000"]
+    assert lines["no"] == ["no", "answer", "0.375"]
+
+
+def test_in_mathematics_the_extracted_answer_votes() -> None:
+    texts = ["so \\boxed{5}", "or is it \\boxed{5}", "\\boxed{4}", "I can't say"]
+    outcomes: list[Outcome] = ["correct", "correct", "wrong", "no_answer"]
+    asked = answered("a", list(zip(texts, outcomes, strict=True)), verifier="math")
+    one, other, wrong, silent = votes(asked, Policy()) or []
+    assert one == other != wrong
+    assert one is not None and silent is None
+
+
+@pytest.mark.parametrize(
+    ("verifier", "pattern"), [("code", "box"), ("mine:judge", "box"), ("math", r"= (\d+)")]
+)
+def test_where_equal_answers_cannot_be_told_there_is_no_majority(
+    verifier: str, pattern: str
+) -> None:
+    two: list[tuple[str, Outcome]] = [("5", "correct"), ("4", "wrong")]
+    silent = answered("a", two, verifier=verifier)
+    policy = Policy(answer_pattern=pattern)
+    found = summarise_groups([silent], samples=2, seed=0, settings={}, policy=policy)
+    assert found.majority_at == {} and found.voting == 0
+    assert "majority" not in describe(found)
+    if pattern == "box":
+        both = [silent, answered("b", two)]
+        found = summarise_groups(both, samples=2, seed=0, settings={}, policy=policy)
+        assert found.majority_at == {"2": 0.5}
+        line = next(line for line in describe(found).splitlines() if "majority" in line)
+        assert line.split() == ["majority@2", "0.500", "of", "1", "problems"]
+
+
+def test_scores_by_difficulty_and_platform_where_problems_have_them() -> None:
+    right: list[tuple[str, Outcome]] = [("5", "correct")]
+    wrong: list[tuple[str, Outcome]] = [("4", "wrong")]
+    groups = [
+        answered("a", right, difficulty="easy", platform="atcoder"),
+        answered("b", wrong, difficulty="hard", platform="atcoder"),
+        answered("c", right, difficulty="hard", platform="leetcode"),
+        answered("d", wrong),
+        answered("e", [("", "error")], difficulty="medium"),
+    ]
+    found = summarise_groups(groups, samples=1, seed=0, settings={}, policy=Policy())
+    assert found.by_difficulty == {"easy": 1.0, "hard": 0.5}
+    assert found.by_platform == {"atcoder": 0.5, "leetcode": 1.0}
+    text = describe(found)
+    for name in ("easy", "hard", "atcoder", "leetcode"):
+        assert f"avg on {name}" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_any_k_can_be_asked_for() -> None:
-    found = summarise_groups(GROUPS, samples=4, seed=0, settings={}, ks=[3])
+    found = summarise_groups(GROUPS, samples=4, seed=0, settings={}, policy=Policy(), ks=[3])
     # pass@3 of one right in four: 1 - C(3, 3) / C(4, 3) = 3/4.
     assert found.pass_at == pytest.approx({"3": (0.75 + 1 + 0) / 3})
 
 
 def test_grader_errors_are_in_no_score_and_shown() -> None:
     groups = [*GROUPS, group("d", ["error", "correct", "error", "wrong"])]
-    found = summarise_groups(groups, samples=4, seed=0, settings={}, ks=[2, 3])
+    found = summarise_groups(groups, samples=4, seed=0, settings={}, policy=Policy(), ks=[2, 3])
     assert found.score["mean"] == pytest.approx((1 / 4 + 1 + 0 + 1 / 2) / 4)
     assert found.outcomes["error"] == 2
     assert list(found.pass_at) == ["2"]
@@ -284,15 +370,15 @@ def test_grader_errors_are_in_no_score_and_shown() -> None:
 
 def test_a_problem_with_errors_alone_is_left_out_and_nothing_but_errors_is_refused() -> None:
     broken = group("d", ["error", "error", "error", "error"])
-    found = summarise_groups([*GROUPS, broken], samples=4, seed=0, settings={})
+    found = summarise_groups([*GROUPS, broken], samples=4, seed=0, settings={}, policy=Policy())
     assert found.score["mean"] == pytest.approx(1.25 / 3)
     assert found.problems == 4
     with pytest.raises(ValueError, match="every verdict of this evaluation is a grader error"):
-        summarise_groups([broken], samples=4, seed=0, settings={})
+        summarise_groups([broken], samples=4, seed=0, settings={}, policy=Policy())
 
 
 def test_a_table_fits_the_terminal_and_a_written_result_is_read_back(tmp_path: Path) -> None:
-    found = summarise_groups(GROUPS, samples=4, seed=0, settings={"seed": 0})
+    found = summarise_groups(GROUPS, samples=4, seed=0, settings={"seed": 0}, policy=Policy())
     assert max(map(len, describe(found).splitlines())) <= 80
     write_evaluation(tmp_path / "result.json", found, GROUPS)
     assert read_evaluation(tmp_path / "result.json") == found
