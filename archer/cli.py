@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(message, USER_MISTAKE)
     except KeyboardInterrupt as stopped:
         number = stopped.args[0] if stopped.args else signal.SIGINT
-        return _fail("stopped at once; train and grade go on by the same command", 128 + number)
+        return _fail(
+            "stopped at once; train, eval and grade go on by the same command", 128 + number
+        )
     except RuntimeError as error:
         if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
             return _fail(str(error), STOPPED)

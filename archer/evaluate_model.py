@@ -3,11 +3,14 @@
 What a run or an export was trained with is what it is evaluated with: prompts, sampling, seed,
 answer pattern, and its own evaluation problems, unless something else is asked for. So the score of
 a checkpoint, measured during training, afterwards, or on its export, is one measurement. The
-weights are loaded last, without optimizer or gradients.
+weights are loaded last, without optimizer or gradients. What was interrupted goes on by the same
+command (archer.unfinished).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +24,15 @@ from archer.config import Config, config_from, load_config
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.local import resolve_device
 from archer.engine.sampler import Sampler
-from archer.evaluate import evaluate_data
+from archer.evaluate import described, judged_units, score_answers, units
 from archer.export import RECIPE, Checkpoint, find_checkpoint, is_checkpoint, is_run, trained_model
 from archer.model.adapt import adapt
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
-from archer.scores import Evaluation, write_evaluation
-from archer.setup import load_data, num_threads, open_verifiers
+from archer.scores import Evaluation, write_result
+from archer.setup import Data, load_data, num_threads, open_verifiers
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES
+from archer.unfinished import Unfinished, open_unfinished
 
 Knobs = dict[str, Any]
 
@@ -121,12 +125,81 @@ def evaluate_model(
         f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
     )
+    cut = units(data.evaluate, config.eval.samples)
+    header = _header(subject, config, data, unit=len(cut[0]))
+    with open_unfinished(_part(out), header, cut, config.eval.samples) as unfinished:
+        if unfinished.num_units < len(cut):
+            _check_unwritten(out)
+            if unfinished.answers:
+                terminal.say(f"{_part(out)}: {len(unfinished.answers)} problems are judged already")
+            _judge_rest(unfinished, subject, config, data, terminal)
+        evaluation = _finish(unfinished, subject, config, data, out, ks)
+    return f"{describe(evaluation, ks)}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
+
+
+def _judge_rest(
+    unfinished: Unfinished, subject: Subject, config: Config, data: Data, terminal: Terminal
+) -> None:
     engine = _open_sampler(config, subject.checkpoint)
     with open_verifiers(config, engine) as verifiers:
-        evaluation, groups = evaluate_data(engine, verifiers, data, config, terminal, ks=ks)
+        done = unfinished.num_units
+        for unit in judged_units(engine, verifiers, data, config, terminal, done=done):
+            unfinished.add(unit)
+
+
+def _finish(
+    unfinished: Unfinished,
+    subject: Subject,
+    config: Config,
+    data: Data,
+    out: Path,
+    ks: Sequence[int],
+) -> Evaluation:
+    """Writes result and responses. The part goes last: until then all of this can be repeated."""
+    try:
+        evaluation = score_answers(unfinished.answers, data, config, ks)
+    except ValueError:
+        # All verdicts are errors. Kept, they would outlive the verifier's being mended.
+        _part(out).unlink()
+        raise
     evaluation = replace(evaluation, model=subject.label)
-    write_evaluation(out, evaluation, groups)
-    return f"{describe(evaluation, ks)}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
+    unfinished.write_responses(out.with_suffix(".jsonl"))
+    write_result(out, evaluation)
+    _part(out).unlink()
+    return evaluation
+
+
+def _header(subject: Subject, config: Config, data: Data, unit: int) -> Knobs:
+    """What must be the same for an evaluation to go on, to the last bit of a log-prob."""
+    name = config.model.name
+    weights = subject.checkpoint.folder if subject.checkpoint else Path(name).expanduser()
+    return {
+        "model": {
+            "label": subject.label,
+            "name": name,
+            "revision": config.model.revision,
+            "files": "" if name in MADE_HERE and not subject.checkpoint else _fingerprint(weights),
+        },
+        "settings": described(data, config),
+        "engine": {
+            "dtype": config.model.dtype,
+            "device": str(resolve_device(config.model.device)),
+            "threads": num_threads(config),
+            "cache_tokens": config.rollout.cache_tokens,
+            "unit": unit,
+        },
+    }
+
+
+def _fingerprint(weights: Path) -> str:
+    """Changes with every file that is written; empty for a name on the hub."""
+    found = sorted(weights.rglob("*")) if weights.is_dir() else [weights]
+    facts = [
+        (str(path.relative_to(weights)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in found
+        if path.is_file()
+    ]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest() if facts else ""
 
 
 def find_subject(name: str) -> Subject:
@@ -223,22 +296,33 @@ def _check_ks(ks: Sequence[int], samples: int) -> None:
 
 
 def _default_out(subject: Subject, problems: Path | None) -> Path:
-    """The first name that is free: evals/MODEL-PROBLEMS.json, then -2, -3 and so on."""
+    """The first name that is free or unfinished: evals/MODEL-PROBLEMS.json, then -2, -3, ..."""
     stem = f"{subject.label}-{problems.stem}" if problems else subject.label
     names = (f"{stem}.json" if n == 1 else f"{stem}-{n}.json" for n in count(1))
-    return next(path for name in names if not (path := Path("evals") / name).exists())
+    paths = (Path("evals") / name for name in names)
+    return next(path for path in paths if _part(path).exists() or not path.exists())
+
+
+def _part(out: Path) -> Path:
+    """Where the responses are until all are judged."""
+    return out.with_suffix(".jsonl.part")
 
 
 def _check_out(out: Path) -> None:
     """Finds out before the work is done whether its result can be written."""
-    for path in (out, out.with_suffix(".jsonl")):
-        if path.exists():
-            raise ValueError(f"{path} is there already; give another --out")
     if out.suffix == ".jsonl":
         raise ValueError(f"{out}: the responses go beside it as .jsonl; give --out a .json file")
+    if not _part(out).exists():
+        _check_unwritten(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):
         pass
+
+
+def _check_unwritten(out: Path) -> None:
+    for path in (out, out.with_suffix(".jsonl")):
+        if path.exists():
+            raise ValueError(f"{path} is there already; give another --out")
 
 
 def _open_sampler(config: Config, checkpoint: Checkpoint | None) -> SamplerAlone:

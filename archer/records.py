@@ -121,23 +121,34 @@ def write_rollouts(
     with written_whole(path) as file:
         for place, group in enumerate(groups):
             own = advantages.get(place)
-            for sample, rollout in enumerate(group.rollouts):
-                completion = rollout.completion
-                line = {
-                    **to_row(group.problem),
-                    "group": place,
-                    "sample": sample,
-                    "response": completion.text,
-                    "in_thought": completion.in_thought,
-                    **verdict_row(rollout.verdict),
-                    "reward": rollout.reward,
-                    "advantage": None if own is None else own[sample],
-                    "tokens": len(completion.token_ids),
-                    "stop": completion.stop,
-                    "logp": float(completion.logps.mean()),
-                    "entropy": float(completion.entropies.mean()),
-                }
-                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            for sample in range(len(group.rollouts)):
+                row = rollout_row(group, place, sample, None if own is None else own[sample])
+                file.write(to_line(row))
+
+
+def rollout_row(group: Group, place: int, sample: int, advantage: float | None) -> dict[str, Any]:
+    """The keys of one line of `write_rollouts`."""
+    rollout = group.rollouts[sample]
+    completion = rollout.completion
+    return {
+        **to_row(group.problem),
+        "group": place,
+        "sample": sample,
+        "response": completion.text,
+        "in_thought": completion.in_thought,
+        **verdict_row(rollout.verdict),
+        "reward": rollout.reward,
+        "advantage": advantage,
+        "tokens": len(completion.token_ids),
+        "stop": completion.stop,
+        "logp": float(completion.logps.mean()),
+        "entropy": float(completion.entropies.mean()),
+    }
+
+
+def to_line(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of JSONL."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

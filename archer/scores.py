@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from archer.algo.passk import average_at_k, interval, majority_at_k, pass_at_k
 from archer.files import written_whole
-from archer.records import write_rollouts
-from archer.types import OUTCOMES, Group, Problem
+from archer.records import rollout_row, to_line
+from archer.types import OUTCOMES, Group, Problem, StopReason, Verdict
 from archer.verify.policy import Policy
 from archer.verify.verifiers import READ_PARTS, judged_part
 
@@ -53,8 +53,47 @@ class Evaluation:
     by_platform: dict[str, float] = field(default_factory=dict)
 
 
-def summarise_groups(
-    groups: Sequence[Group],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A judged response, as far as scores depend on it.
+
+    Example: Answer(text="5", in_thought=False, verdict=Verdict(...), num_tokens=2, stop="stop")
+    """
+
+    text: str
+    in_thought: bool
+    verdict: Verdict
+    num_tokens: int
+    stop: StopReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """All answers to one problem, in the order of their sample numbers."""
+
+    problem: Problem
+    answers: tuple[Answer, ...]
+
+
+def to_answers(group: Group) -> Answers:
+    """What scores depend on, without tokens."""
+    return Answers(
+        problem=group.problem,
+        answers=tuple(
+            Answer(
+                text=rollout.completion.text,
+                in_thought=rollout.completion.in_thought,
+                verdict=rollout.verdict,
+                num_tokens=len(rollout.completion.token_ids),
+                stop=rollout.completion.stop,
+            )
+            for rollout in group.rollouts
+        ),
+    )
+
+
+def summarise(
+    groups: Sequence[Answers],
     *,
     samples: int,
     seed: int,
@@ -67,15 +106,15 @@ def summarise_groups(
     A k of `ks` for which errors leave some problem too few verdicts is in no score at k. ValueError
     where nothing but errors is left.
     """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    outcomes = Counter(rollout.verdict.outcome for rollout in rollouts)
-    judged = [own for group in groups if (own := without_errors(group)).rollouts]
+    every = [answer for group in groups for answer in group.answers]
+    outcomes = Counter(answer.verdict.outcome for answer in every)
+    judged = [own for group in groups if (own := without_errors(group)).answers]
     if not judged:
         raise ValueError(
             "every verdict of this evaluation is a grader error, the first one "
-            f"{rollouts[0].verdict.detail!r}; mend the verifier"
+            f"{every[0].verdict.detail!r}; mend the verifier"
         )
-    scores = [[rollout.verdict.score for rollout in group.rollouts] for group in judged]
+    scores = [[answer.verdict.score for answer in group.answers] for group in judged]
     problems = [group.problem for group in judged]
     averages = [average_at_k(own) for own in scores]
     means = interval(averages, seed=seed)
@@ -99,24 +138,24 @@ def summarise_groups(
             if ballots and k > 1  # one sample is its own majority
         },
         voting=len(ballots),
-        truncated=sum(r.completion.stop == "length" for r in rollouts) / len(rollouts),
-        no_answer=outcomes["no_answer"] / len(rollouts),
+        truncated=sum(answer.stop == "length" for answer in every) / len(every),
+        no_answer=outcomes["no_answer"] / len(every),
         outcomes={name: outcomes[name] for name in OUTCOMES},
         by_source=_averages([problem.source for problem in problems], averages),
         by_difficulty=_averages([_meta(each, "difficulty") for each in problems], averages),
         by_platform=_averages([_meta(each, "platform") for each in problems], averages),
-        mean_tokens=sum(len(r.completion.token_ids) for r in rollouts) / len(rollouts),
+        mean_tokens=sum(answer.num_tokens for answer in every) / len(every),
         settings=settings,
     )
 
 
-def without_errors(group: Group) -> Group:
-    """The group of those rollouts on which the grader did not fail."""
-    kept = tuple(r for r in group.rollouts if r.verdict.outcome != "error")
-    return replace(group, rollouts=kept)
+def without_errors(group: Answers) -> Answers:
+    """Those answers on which the grader did not fail."""
+    kept = tuple(answer for answer in group.answers if answer.verdict.outcome != "error")
+    return replace(group, answers=kept)
 
 
-def votes(group: Group, policy: Policy) -> list[Hashable | None] | None:
+def votes(group: Answers, policy: Policy) -> list[Hashable | None] | None:
     """What each answer votes for: the part of the response that decides its verdict.
 
     In mathematics that is the extracted answer as it is written, so 0.5 and 1/2 are two. None for a
@@ -128,9 +167,9 @@ def votes(group: Group, policy: Policy) -> list[Hashable | None] | None:
         return None
     return [
         None
-        if rollout.verdict.outcome == "no_answer"
-        else judged_part(problem, rollout.completion.text, rollout.completion.in_thought, policy)
-        for rollout in group.rollouts
+        if answer.verdict.outcome == "no_answer"
+        else judged_part(problem, answer.text, answer.in_thought, policy)
+        for answer in group.answers
     ]
 
 
@@ -154,9 +193,26 @@ def _meta(problem: Problem, key: str) -> str | None:
 
 def write_evaluation(path: Path, evaluation: Evaluation, groups: Sequence[Group]) -> None:
     """PATH.json with the result, and PATH.jsonl with every response beside it."""
-    write_rollouts(path.with_suffix(".jsonl"), groups, {})
+    with written_whole(path.with_suffix(".jsonl")) as file:
+        file.writelines(answer_lines(groups))
+    write_result(path, evaluation)
+
+
+def write_result(path: Path, evaluation: Evaluation) -> None:
+    """The result alone."""
     with written_whole(path) as file:
         file.write((json.dumps(asdict(evaluation), indent=1) + "\n").encode())
+
+
+def answer_lines(groups: Sequence[Group], first: int = 0) -> Iterator[bytes]:
+    """A line for each response, of which the first belongs to problem number `first`.
+
+    They have no times, which only chance decides: the same evaluation gives the same bytes.
+    """
+    for place, group in enumerate(groups, start=first):
+        for sample in range(len(group.rollouts)):
+            row = rollout_row(group, place, sample, None)
+            yield to_line({key: value for key, value in row.items() if key != "seconds"})
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -508,7 +508,7 @@ def test_a_sigterm_ends_an_export_without_a_trace(trained: Path, tmp_path: Path)
         child.send_signal(signal.SIGTERM)
         said = child.stderr.read()
     assert child.returncode == 128 + signal.SIGTERM
-    assert said == "archer: stopped at once; train and grade go on by the same command\n"
+    assert said == "archer: stopped at once; train, eval and grade go on by the same command\n"
     assert list(tmp_path.iterdir()) == []
 
 

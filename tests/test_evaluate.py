@@ -23,9 +23,11 @@ from archer.evaluate import evaluate_data
 from archer.evaluate_model import describe, evaluate_model, evaluation_config, find_subject
 from archer.export import export
 from archer.scores import (
+    Evaluation,
     different_settings,
     read_evaluation,
-    summarise_groups,
+    summarise,
+    to_answers,
     votes,
     write_evaluation,
 )
@@ -85,12 +87,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A result and its responses, without times and without the model's name."""
+    """A result and its responses, without the model's name."""
     result = asdict(read_evaluation(path))
     del result["model"]
     rows = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-    for row in rows:
-        del row["seconds"]
     return result, rows
 
 
@@ -271,6 +271,10 @@ def test_scores_by_hand() -> None:
     }  # fmt: skip
 
 
+def summarise_groups(groups: list[Group], **settings: Any) -> Evaluation:
+    return summarise([to_answers(group) for group in groups], **settings)
+
+
 def answered(
     id: str, answers: list[tuple[str, Outcome]], *, verifier: str = "exact", **meta: Any
 ) -> Group:
@@ -307,7 +311,7 @@ def test_in_mathematics_the_extracted_answer_votes() -> None:
     texts = ["so \\boxed{5}", "or is it \\boxed{5}", "\\boxed{4}", "I can't say"]
     outcomes: list[Outcome] = ["correct", "correct", "wrong", "no_answer"]
     asked = answered("a", list(zip(texts, outcomes, strict=True)), verifier="math")
-    one, other, wrong, silent = votes(asked, Policy()) or []
+    one, other, wrong, silent = votes(to_answers(asked), Policy()) or []
     assert one == other != wrong
     assert one is not None and silent is None
 
