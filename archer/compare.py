@@ -88,7 +88,13 @@ def _difference(first: list[float], second: list[float]) -> str:
         f"{found.mean:+.3f}",
         f"[{found.low:+.3f}, {found.high:+.3f}]",
     )
-    header = (f"{len(first)} problems in both", "A", "B", "B - A", "95 % interval")
+    header = (
+        f"{len(first)} problem{'s' * (len(first) > 1)} in both",
+        "A",
+        "B",
+        "B - A",
+        "95 % interval",
+    )
     better = sum(b > a for a, b in zip(first, second, strict=True))
     worse = sum(b < a for a, b in zip(first, second, strict=True))
     return (

@@ -68,7 +68,7 @@ def test_what_is_in_one_only_is_left_out_and_said(tmp_path: Path) -> None:
     one = result(tmp_path / "a.json", {"p": [1, None], "q": [0, 0], "r": [None, None], "s": [None]})
     other = result(tmp_path / "b.json", {"p": [1], "q": [None, None], "r": [1, 1], "s": [None]})
     text = compare(one, other)
-    assert "1 problems in both" in text
+    assert "1 problem in both" in text
     assert "left out: 1 problems judged in A alone, 1 in B alone, 1 in neither" in text
     assert problem_scores(one) == {"p": 1.0, "q": 0.0}
 

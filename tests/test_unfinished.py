@@ -23,6 +23,7 @@ from archer.evaluate_model import SamplerAlone, evaluate_model
 from archer.terminal import Terminal
 from archer.train import train
 from archer.types import Problem
+from archer.unfinished import open_unfinished
 from archer.verify.pool import Ticket, WorkerPool
 from tests.killed_eval import SAMPLES, arguments
 
@@ -211,6 +212,32 @@ def test_other_problems_another_model_and_another_file_are_refused(
     assert "model.files" in second
     assert "no unfinished evaluation" in third
     assert part.read_bytes() == b"mine\n"
+
+
+def test_a_damaged_line_is_sampled_again_with_all_behind_it(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: dict[str, list[Any]]
+) -> None:
+    measure(problems, tmp_path / "whole" / "sums.json")
+    out = tmp_path / "again" / "sums.json"
+    part = stopped(problems, out, monkeypatch, after=3)
+    header, *rows = part.read_bytes().splitlines(True)
+    for number, damaged in ((8, b"{}\n"), (8, rows[9]), (7, b"\xff\x00\n")):
+        part.write_bytes(header + b"".join([*rows[:number], damaged, *rows[number + 1 :]]))
+        done["sampled"].clear()
+        measure(problems, out)
+        assert len(done["sampled"]) == NUM_PROBLEMS * SAMPLES - UNIT
+        assert files(out) == files(tmp_path / "whole" / "sums.json")
+        for path in (out, out.with_suffix(".jsonl")):
+            path.unlink()
+
+
+def test_two_processes_do_not_write_one_result(problems: Path, tmp_path: Path) -> None:
+    asked = [load_source("arithmetic", count=2)]
+    with open_unfinished(tmp_path / "a.jsonl.part", {"seed": 0}, asked, 3):
+        second = open_unfinished(tmp_path / "a.jsonl.part", {"seed": 0}, asked, 3)
+        with pytest.raises(ValueError, match="in use by another process"):
+            second.__enter__()
+    assert not (tmp_path / "a.jsonl.part").exists()
 
 
 def test_what_ended_before_its_first_unit_leaves_nothing(
