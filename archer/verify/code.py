@@ -18,6 +18,7 @@ exit status alone, and is given when the program and all that it started is gone
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable
@@ -94,7 +95,9 @@ def code(problem: Problem, reading: Reading, policy: Policy) -> Verdict:
 @cache
 def open_sandbox(level: str) -> Sandbox:
     """This process's sandbox of a level; servers start when needed, and end with the process."""
-    return Sandbox(level)
+    sandbox = Sandbox(level)
+    atexit.register(sandbox.close)
+    return sandbox
 
 
 def check_sandbox(level: str) -> str:
