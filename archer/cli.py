@@ -232,9 +232,23 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     made = add("export", _export, "write a checkpoint as a Hugging Face folder, and check it")
-    made.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, or a run's")
+    made.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="its folder, or a run's; or what many ranks wrote: model_world_size_N_rank_R.pt files "
+        "of FSDP or a torch.distributed.checkpoint",
+    )
     made.add_argument("out", type=Path, metavar="OUT", help="the new folder")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    made.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="config and tokenizer for what many ranks wrote (those in its folder)",
+    )
+    made.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)"
+    )
 
     made = add("doctor", _doctor, "say what this machine can do, and the cure for what is missing")
     return parser
@@ -364,7 +378,16 @@ def _compare(options: argparse.Namespace, terminal: Terminal) -> int:
 def _export(options: argparse.Namespace, terminal: Terminal) -> int:
     from archer.export import export
 
-    terminal.result(export(options.checkpoint, options.out, dtype=options.dtype, terminal=terminal))
+    terminal.result(
+        export(
+            options.checkpoint,
+            options.out,
+            dtype=options.dtype,
+            terminal=terminal,
+            base=options.base,
+            max_shard_size=options.max_shard_size,
+        )
+    )
     return 0
 
 

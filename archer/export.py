@@ -4,12 +4,16 @@ The folder holds safetensors, tokenizer, chat template, generation config, a mod
 (`archer.toml`, from which `archer eval` takes its settings) and `parity.json`: how far apart the
 log-probs of the reloaded folder, of the live weights and of the sampler were. It is written aside
 and renamed when that is known. Nothing is uploaded.
+
+A checkpoint that many ranks wrote, here or with other code, has no recipe and no responses: its
+weights are compared (`archer.merge`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +28,17 @@ import archer
 from archer.config import Config, config_toml, load_config
 from archer.engine.local import WEIGHTS
 from archer.files import sync_folder
+from archer.merge import compare_weights, find_sharded, read_weights, weights_card, write_model
 from archer.model.load import load_config as load_model_config
 from archer.model.load import load_model, load_tokenizer
+from archer.model.sharded import layout
 from archer.parity import PARITY, Difference, Parity, compare, read_responses, reload
 from archer.run import MANIFEST, State, checkpoint_steps, read_checkpoint
 from archer.terminal import Terminal, table
 
 RECIPE, DIFFERENCES = "archer.toml", "parity.json"
+
+SHARD_SIZE = "5GB"
 
 BROKEN = 0.1
 """Mean difference in nats beyond which an export is not of these weights; bfloat16's own rounding
@@ -60,18 +68,48 @@ class Checkpoint:
         return f"{self.run.resolve().name}-{self.folder.name}"
 
 
-def export(checkpoint: Path, out: Path, *, dtype: str, terminal: Terminal) -> str:
-    """Writes the newest checkpoint of a run, or the one that is named, to the new folder `out`.
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: str,
+    terminal: Terminal,
+    base: str | None = None,
+    max_shard_size: str = SHARD_SIZE,
+) -> str:
+    """Writes a checkpoint to the new folder `out`, and says what came of it.
+
+    Args:
+        checkpoint: a run (its newest), one of its checkpoints, or a folder that many ranks wrote.
+        out: must not be there yet, or be empty.
+        dtype: of the weights, "float32" or "bfloat16".
+        terminal: hears what is going on.
+        base: for a folder of many ranks, the model that gives config and tokenizer.
+        max_shard_size: of one safetensors file, such as "5GB".
 
     Raises ValueError for a folder that is no checkpoint, a damaged one, or an `out` that is in use;
-    ParityBroken when the reloaded folder gives other log-probs than what was trained.
+    ParityBroken when the reloaded folder gives other log-probs or weights than what was trained.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty; name a new folder")
-    found = find_checkpoint(checkpoint)
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
+        raise ValueError(f"{max_shard_size!r} is no size of a file: give one such as 500MB or 5GB")
+    if not is_checkpoint(checkpoint) and (folder := find_sharded(checkpoint)):
+        return _export_sharded(folder, out, dtype, base, max_shard_size, terminal)
+    if base is not None:
+        raise ValueError(
+            f"{checkpoint} is not what many ranks wrote, and --base is for that alone: a run knows "
+            "its model; leave --base out"
+        )
+    return _export_run(find_checkpoint(checkpoint), out, dtype, max_shard_size, terminal)
+
+
+def _export_run(
+    found: Checkpoint, out: Path, dtype: str, max_shard_size: str, terminal: Terminal
+) -> str:
     terminal.say(f"exporting {found.folder} in {dtype}")
     with _written_aside(out) as aside:
-        _write_model(found, aside, dtype)
+        _write_model(found, aside, dtype, max_shard_size)
         terminal.say("loading it again in a fresh process, to compare log-probs")
         responses = read_responses(found.folder / PARITY)
         parity = compare(responses, reload(aside, found.folder / PARITY), dtype=dtype)
@@ -84,6 +122,29 @@ def export(checkpoint: Path, out: Path, *, dtype: str, terminal: Terminal) -> st
         (aside / DIFFERENCES).write_text(json.dumps(asdict(parity), indent=1) + "\n")
         (aside / "README.md").write_text(_card(found, parity), encoding="utf-8")
     return f"{out}: step {found.state.step} of {found.run}, {dtype}\n\n" + describe_parity(parity)
+
+
+def _export_sharded(
+    folder: Path, out: Path, dtype: str, base: str | None, max_shard_size: str, terminal: Terminal
+) -> str:
+    terminal.say(f"putting {folder} together ({layout(folder)})")
+    weights = read_weights(folder, base)
+    with _written_aside(out) as aside:
+        write_model(weights, aside, dtype=dtype, max_shard_size=max_shard_size)
+        terminal.say("loading it again, to compare weights")
+        parity = compare_weights(weights, aside, dtype=dtype)
+        if parity.not_exported:
+            raise ParityBroken(
+                f"{parity.not_exported} of {parity.tensors} exported tensors are not what was read "
+                f"from {folder}: {out} is not written; please report this with the config.json"
+            )
+        (aside / DIFFERENCES).write_text(json.dumps(asdict(parity), indent=1) + "\n")
+        (aside / "README.md").write_text(weights_card(weights, parity), encoding="utf-8")
+    return (
+        f"{out}: {parity.parameters:,} parameters of {folder}, {dtype}\n"
+        f"loaded again: {parity.tensors} tensors, each the same bits as read ({parity.read}), "
+        f"rounded by at most {parity.largest_rounding:.1e}"
+    )
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -101,7 +162,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     elif not is_checkpoint(path):
         raise ValueError(
             f"{path} is neither a run (it has no config.toml) nor a checkpoint (no {MANIFEST}); "
-            "name a run such as runs/quickstart, or a folder in its checkpoints/"
+            "name a run such as runs/quickstart, a folder in its checkpoints/, or one with the "
+            "files that many ranks wrote"
         )
     run = path.resolve().parents[1]
     if not (run / "config.toml").is_file():
@@ -158,13 +220,13 @@ def _row(name: str, difference: Difference) -> tuple[str, ...]:
     return name, f"{difference.max:.1e}", f"{difference.mean:.1e}"
 
 
-def _write_model(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+def _write_model(checkpoint: Checkpoint, folder: Path, dtype: str, max_shard_size: str) -> None:
     config = checkpoint.config
 
     model = trained_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
     # As its makers wrote it: for training, the cache and all that is random were switched off.
     model.config = load_model_config(config.model.name, revision=config.model.revision)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
     if config.prompt.template not in ("model", "raw"):
         tokenizer.chat_template = Path(config.prompt.template).expanduser().read_text("utf-8")

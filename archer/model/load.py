@@ -11,6 +11,7 @@ elsewhere.
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -117,6 +124,26 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
         ) from error
     check_supported(config)
     return config
+
+
+def empty_model(name: str, *, revision: str | None = None) -> Any:
+    """The model of that name as transformers makes it, without weights: on the meta device.
+
+    Its generation config is the one that goes with the name.
+
+    Raises:
+        ValueError: nothing is found under this name, or the kind is not served.
+    """
+    if name == "tiny":
+        return tiny().to("meta")
+    config = load_config(name, revision=revision)
+    auto_class: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto_class.from_config(config, trust_remote_code=False)
+    place, options = _locate(name, revision)
+    with suppress(OSError):  # there need not be one
+        model.generation_config = GenerationConfig.from_pretrained(place, **options)
+    return model
 
 
 def stop_token_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
