@@ -249,6 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)"
     )
+    made.add_argument(
+        "--push", metavar="NAMESPACE/NAME", help="upload the checked folder to the Hugging Face hub"
+    )
 
     made = add("doctor", _doctor, "say what this machine can do, and the cure for what is missing")
     return parser
@@ -386,6 +389,7 @@ def _export(options: argparse.Namespace, terminal: Terminal) -> int:
             terminal=terminal,
             base=options.base,
             max_shard_size=options.max_shard_size,
+            push_to=options.push,
         )
     )
     return 0

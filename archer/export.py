@@ -3,7 +3,7 @@
 The folder holds safetensors, tokenizer, chat template, generation config, a model card, the recipe
 (`archer.toml`, from which `archer eval` takes its settings) and `parity.json`: how far apart the
 log-probs of the reloaded folder, of the live weights and of the sampler were. It is written aside
-and renamed when that is known. Nothing is uploaded.
+and renamed when that is known. Only then, and where it was asked for, is it uploaded.
 
 A checkpoint that many ranks wrote, here or with other code, has no recipe and no responses: its
 weights are compared (`archer.merge`).
@@ -33,6 +33,7 @@ from archer.model.load import load_config as load_model_config
 from archer.model.load import load_model, load_tokenizer
 from archer.model.sharded import layout
 from archer.parity import PARITY, Difference, Parity, compare, read_responses, reload
+from archer.push import check_target, push
 from archer.run import MANIFEST, State, checkpoint_steps, read_checkpoint
 from archer.terminal import Terminal, table
 
@@ -76,6 +77,7 @@ def export(
     terminal: Terminal,
     base: str | None = None,
     max_shard_size: str = SHARD_SIZE,
+    push_to: str | None = None,
 ) -> str:
     """Writes a checkpoint to the new folder `out`, and says what came of it.
 
@@ -86,22 +88,31 @@ def export(
         terminal: hears what is going on.
         base: for a folder of many ranks, the model that gives config and tokenizer.
         max_shard_size: of one safetensors file, such as "5GB".
+        push_to: a name on the hub that the folder is uploaded to when it is finished.
 
-    Raises ValueError for a folder that is no checkpoint, a damaged one, or an `out` that is in use;
+    Raises ValueError for a folder that is no checkpoint, a damaged one, an `out` that is in use, or
+    a hub that does not take the folder, which then stays;
     ParityBroken when the reloaded folder gives other log-probs or weights than what was trained.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty; name a new folder")
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
         raise ValueError(f"{max_shard_size!r} is no size of a file: give one such as 500MB or 5GB")
+    if push_to is not None:
+        check_target(push_to)
     if not is_checkpoint(checkpoint) and (folder := find_sharded(checkpoint)):
-        return _export_sharded(folder, out, dtype, base, max_shard_size, terminal)
-    if base is not None:
+        said = _export_sharded(folder, out, dtype, base, max_shard_size, terminal)
+    elif base is None:
+        said = _export_run(find_checkpoint(checkpoint), out, dtype, max_shard_size, terminal)
+    else:
         raise ValueError(
             f"{checkpoint} is not what many ranks wrote, and --base is for that alone: a run knows "
             "its model; leave --base out"
         )
-    return _export_run(find_checkpoint(checkpoint), out, dtype, max_shard_size, terminal)
+    if push_to is not None:
+        terminal.say(f"uploading {out} as {push_to}")
+        said += f"\nuploaded: {push(out, push_to)}"
+    return said
 
 
 def _export_run(
