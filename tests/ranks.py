@@ -4,13 +4,15 @@
 
 For each number of ranks it writes OUT/released-SIZE (a file a rank, as verl does it),
 OUT/half-SIZE (the same in bfloat16), OUT/ours-SIZE (torch.distributed.checkpoint), OUT/nested-SIZE
-(the same beside other things) and, for 2 or more, OUT/replicas-SIZE (a mesh of copies and shards).
+(the same beside other things) and, for 2 or more, OUT/replicas-SIZE (a mesh of copies and shards)
+and OUT/meshless-SIZE (ShardedTensors, as FSDP's first version writes them without a mesh).
 The vocabulary is odd, and keys have fewer rows than there are ranks.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    ShardedStateDictConfig,
+    StateDictType,
+    fully_shard,
+)
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.multiprocessing.spawn import start_processes
 
@@ -51,6 +58,7 @@ def write(rank: int, size: int, out: Path) -> None:
             for name, tensor in model().state_dict().items()
         }
         save(state, out / f"replicas-{size}", rank, size)
+        save(meshless(model()), out / f"meshless-{size}", rank, size)
     dist.destroy_process_group()
 
 
@@ -59,6 +67,15 @@ def sharded(whole: Any, mesh: Any) -> dict[str, Any]:
         fully_shard(layer, mesh=mesh)
     fully_shard(whole, mesh=mesh)
     found: dict[str, Any] = whole.state_dict()
+    return found
+
+
+def meshless(whole: Any) -> dict[str, Any]:
+    warnings.simplefilter("ignore")  # all of this is deprecated
+    whole = FullyShardedDataParallel(whole, device_id=torch.device("cpu"))
+    kind, how = StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(offload_to_cpu=True)
+    with FullyShardedDataParallel.state_dict_type(whole, kind, how):
+        found: dict[str, Any] = whole.state_dict()
     return found
 
 

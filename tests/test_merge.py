@@ -82,8 +82,10 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 LAYOUTS = [f"{kind}-{ranks}" for kind in ("released", "ours", "nested") for ranks in (1, 2, 4)]
 
+MESHES = [f"{kind}-{ranks}" for kind in ("replicas", "meshless") for ranks in (2, 4)]
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "replicas-2", "replicas-4"])
+
+@pytest.mark.parametrize("name", [*LAYOUTS, *MESHES])
 def test_both_layouts_from_any_number_of_ranks_export_to_the_same_bits(
     written: Path, tmp_path: Path, name: str
 ) -> None:
@@ -262,6 +264,15 @@ def test_a_spoilt_folder_is_refused_in_one_line(
     assert message in said
     assert said.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_lost_piece_of_a_sharded_tensor_is_noticed(written: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "meshless"
+    shutil.copytree(written / "meshless-4", folder)
+    names = [f"model_world_size_4_rank_{rank}.pt" for rank in (0, 1)]
+    shutil.copy(folder / names[0], folder / names[1])
+    with pytest.raises(ValueError, match="the ranks hold"):
+        exported(folder, tmp_path / "out", written / "base")
 
 
 def test_copies_that_differ_are_refused(written: Path, tmp_path: Path) -> None:

@@ -37,7 +37,55 @@ METADATA = ".metadata"
 RELEASED = "FSDP, one file a rank"
 DISTRIBUTED = "torch.distributed.checkpoint"
 
+
+class Record:
+    """Stands for any class that a ShardedTensor is stored with; holds what the file says of one."""
+
+    def __new__(cls, *_: Any) -> Record:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                vars(self).update(part)
+
+
+class ShardedPieces(Tensor):
+    """Stands for a ShardedTensor, which FSDP wrote without a mesh, and which torch itself reads
+    only inside a process group. It has no values of its own, only the pieces of its rank."""
+
+    pieces: list[Any]
+    whole_shape: torch.Size
+
+    def __setstate__(self, state: Any) -> None:
+        self.pieces, metadata = state[0], state[1]
+        self.whole_shape = torch.Size(metadata.size)
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        raise AssertionError("nothing is computed with it")
+
+
+def _any_attribute(*_: Any) -> type[Record]:
+    """Stands for `getattr`, by which a pickle names a class inside of another."""
+    return Record
+
+
+OF_SHARDED_TENSORS = """
+    metadata.ShardMetadata sharded_tensor.shard.Shard sharded_tensor.metadata.TensorProperties
+    sharded_tensor.metadata.ShardedTensorMetadata sharded_tensor.metadata.MEM_FORMAT_ENCODING
+    sharding_spec.chunk_sharding_spec.ChunkShardingSpec
+    sharding_spec.api.EnumerableShardingSpec
+"""
+
 SPECIAL_CLASSES: list[Any] = [
+    (ShardedPieces, "torch.distributed._shard.sharded_tensor.api.ShardedTensor"),
+    (Record, "torch.distributed.remote_device._remote_device"),
+    (_any_attribute, "builtins.getattr"),
+    *((Record, f"torch.distributed._shard.{name}") for name in OF_SHARDED_TENSORS.split()),
     # By the names that torch gave them up to version 2.4; the present ones it knows by itself.
     (DTensor, "torch.distributed._tensor.api.DTensor"),
     (Shard, "torch.distributed._tensor.placement_types.Shard"),
@@ -147,7 +195,9 @@ def _whole(parts: Sequence[Tensor], shape: torch.Size | None) -> Tensor:
     """One tensor of the parts that the ranks hold of it."""
     if all(isinstance(part, DTensor) for part in parts):
         return _placed(parts)
-    if any(isinstance(part, DTensor) for part in parts):
+    if all(isinstance(part, ShardedPieces) for part in parts):
+        return _pieced(parts)
+    if any(isinstance(part, DTensor | ShardedPieces) for part in parts):
         raise ValueError("sharded on some ranks only; copy the checkpoint again")
     parts = [part.detach() for part in parts]
     if parts[0].shape == shape and all(same_bits(parts[0], part) for part in parts):
@@ -202,6 +252,25 @@ def _joined(places: Mapping[tuple[int, ...], Tensor], placements: Sequence[Any])
     if not all(same_bits(parts[0], part) for part in parts):
         raise ValueError(DIFFERENT_COPIES)
     return parts[0]
+
+
+def _pieced(parts: Sequence[Any]) -> Tensor:
+    """Of ShardedTensors, cut along their first dimension: each piece knows where it begins."""
+    pieces = [piece for part in parts for piece in part.pieces]
+    pieces.sort(key=lambda piece: tuple(piece.metadata.shard_offsets))
+    rows = 0
+    for piece in pieces:
+        begin, *others = piece.metadata.shard_offsets
+        if begin != rows or any(others):
+            break
+        rows += len(piece.tensor)
+    whole = torch.cat([piece.tensor for piece in pieces])
+    if rows != len(whole) or whole.shape != parts[0].whole_shape:
+        raise ValueError(
+            f"the ranks hold rows 0 to {rows} of {list(parts[0].whole_shape)} and then others; "
+            "copy the files of all ranks of one checkpoint"
+        )
+    return whole
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
