@@ -153,8 +153,8 @@ def _export_sharded(
         (aside / "README.md").write_text(weights_card(weights, parity), encoding="utf-8")
     return (
         f"{out}: {parity.parameters:,} parameters of {folder}, {dtype}\n"
-        f"loaded again: {parity.tensors} tensors, each the same bits as read ({parity.read}), "
-        f"rounded by at most {parity.largest_rounding:.1e}"
+        f"loaded again: {parity.tensors} tensors, each as it was read ({parity.read}), "
+        f"rounded to {dtype} by at most {parity.largest_rounding:.1e}"
     )
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import archer
 from archer.model.load import DTYPES, empty_model, load_tokenizer
-from archer.model.sharded import layout, rank_files, read_sharded, same_bits
+from archer.model.sharded import RELEASED, layout, rank_files, read_sharded, same_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ def weights_card(weights: Weights, parity: WeightParity) -> str:
     """A model card that says what is known, and what can not be known from such a checkpoint."""
     folder, kind = weights.folder.resolve(), layout(weights.folder)
     source = "/".join(folder.parts[-2:]) if folder.name == "actor" else folder.name
-    ranks = f", {len(rank_files(folder))} ranks" if list(folder.glob("model_world_size_*")) else ""
+    ranks = f", written by {len(rank_files(folder))}" if kind == RELEASED else ""
     is_hub_name = weights.base.count("/") == 1 and not Path(weights.base).exists()
     head = ["---", "library_name: transformers"]
     head += [f"base_model: {weights.base}"] if is_hub_name else []

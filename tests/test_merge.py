@@ -133,7 +133,7 @@ def test_the_folder_of_a_step_needs_no_base_and_brings_all_that_lay_with_it(
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     assert tokenizers[0].chat_template == tokenizers[1].chat_template
     card = (out / "README.md").read_text()
-    assert "checkpoint `global_step_20/actor` (FSDP, one file a rank, 2 ranks)" in card
+    assert "checkpoint `global_step_20/actor` (FSDP, one file a rank, written by 2)" in card
     assert str(tmp_path) not in card
 
 

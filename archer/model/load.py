@@ -134,6 +134,7 @@ def empty_model(name: str, *, revision: str | None = None) -> Any:
     Raises:
         ValueError: nothing is found under this name, or the kind is not served.
     """
+    transformers_logging.disable_progress_bar()
     if name == "tiny":
         return tiny().to("meta")
     config = load_config(name, revision=revision)
