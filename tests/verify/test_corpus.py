@@ -23,6 +23,7 @@ from archer.types import Problem, Verdict
 from archer.verify.code import ASSERT_FACTOR, wall_seconds
 from archer.verify.policy import Policy
 from archer.verify.pool import WorkerPool
+from archer.verify.sandbox.server import SCRATCH
 from tests.verify.corpus import ENTRIES, GROUPS, SECRET, Entry
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux")
@@ -109,7 +110,7 @@ def traces() -> dict[str, set[str]]:
         "processes of the sandbox": set(map(str, sandbox_processes(os.getpid()))),
         "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
         "ipc": set(ipc),
-        "files": {f"{folder}/{name}" for folder in folders for name in _listed(folder)},
+        "files": {path for folder in folders for path in _of_programs(folder)},
         "connections": {
             str((c.laddr, c.raddr, c.status)) for c in psutil.Process().net_connections("inet")
         },
@@ -121,12 +122,22 @@ def num_threads() -> int:
     return threading.active_count()
 
 
-def _listed(folder: str) -> list[str]:
-    ours = ("pytest-", "pymp-", ".coverage", ".hypothesis")
-    try:
-        return [name for name in os.listdir(folder) if not name.startswith(ours)]
-    except OSError:
-        return []
+def _of_programs(folder: str) -> list[str]:
+    """Files that a program may have left there: nobody's, or in the name of a scratch folder.
+
+    Others write there too while these tests run: tests beside them, and pytest itself.
+    """
+    found = []
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            with suppress(OSError):
+                if entry.name.startswith(SCRATCH) or _owner(entry) == NOBODY:
+                    found.append(entry.path)
+    return found
+
+
+def _owner(entry: os.DirEntry[str]) -> int:
+    return entry.stat(follow_symlinks=False).st_uid
 
 
 def sandbox_processes(above: int) -> list[int]:
@@ -254,6 +265,7 @@ def test_a_run_that_somebody_else_kills_is_an_error_at_once() -> None:
     with WorkerPool(workers=1) as pool:
         ticket = pool.submit(asked, "```python\nimport time\ntime.sleep(150)\n```", False)
         while not (runs := [r for s in server_processes() for r in _children(s, 2)]):
+            assert not ticket.done(), ticket.result()
             time.sleep(0.1)
         time.sleep(1.0)  # until it is confined and sleeps
         os.kill(runs[0], signal.SIGKILL)
