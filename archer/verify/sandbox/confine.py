@@ -154,10 +154,11 @@ def mount_scratch(path: str, size_mb: int, inodes: int) -> None:
     _mount("scratch", path, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
 
 
-def enter_root(folders: Iterable[str], hidden: Iterable[str], places: Iterable[str]) -> None:
+def enter_root(folders: Iterable[str], hidden: Iterable[str], places: Mapping[str, str]) -> None:
     """A root of its own, read-only, with these folders and places; `hidden` folders are empty.
 
-    All keep their names. Needs mount and user namespaces. An empty /tmp is made.
+    Folders keep their names, places (path -> place) are put where they say. Needs mount and user
+    namespaces. An empty /tmp is made.
     """
     root = "/proc"  # no longer needed here, and nothing that is bound lies below it
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
@@ -166,11 +167,11 @@ def enter_root(folders: Iterable[str], hidden: Iterable[str], places: Iterable[s
         _bind(path, root + path)
     for path in hidden:
         _mount("hidden", root + path, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=0755")
-    for path in places:
-        _bind(path, root + path)
+    for path, place in places.items():
+        _bind(path, root + place)
     for path in DEVICES:
         _make_place(path, root + path)
-    os.mkdir(f"{root}/tmp", 0o755)
+    os.makedirs(f"{root}/tmp", 0o755, exist_ok=True)
     _protect(root, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV)
     for path in DEVICES:
         _mount(path, root + path, None, _MS_BIND)

@@ -45,6 +45,8 @@ CONTROL = 3
 MAX_MESSAGE = 1 << 16
 MAX_DESCRIPTORS = 1024
 """More than a server ever holds open."""
+SITE = "/site"
+"""Where libraries are at level full: their own places may lie below /tmp, which is scratch."""
 SCRATCH = "archer-run-"
 SCRATCH_MB, SCRATCH_FILES = 64, 4096
 MAX_OPEN_FILES, MAX_THREADS = 256, 128
@@ -104,7 +106,10 @@ def _prepare(control: socket.socket, setup: Message) -> State:
     own_pids = _isolate(control, setup) if level == "full" else -1
     size = os.open("/proc/self/statm", os.O_RDONLY)
     if level == "full":
-        confine.enter_root(setup["folders"], setup["hidden"], setup["places"])
+        site = {path: f"{SITE}/{os.path.basename(path)}" for path in setup["site"]}
+        places = {path: path for path in setup["places"]}
+        confine.enter_root(setup["folders"], setup["hidden"], places | site)
+        setup["libraries"] = {name: site[path] for name, path in setup["libraries"].items()}
     sys.path.remove(setup["source"])
     sys.meta_path.append(Libraries(setup["libraries"]))
     os.environ.clear()

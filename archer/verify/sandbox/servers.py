@@ -188,7 +188,8 @@ def _places() -> dict[str, Any]:
     return {
         "folders": sorted(library | system),
         "hidden": hidden,
-        "places": [*own, *libraries.values(), *beside],
+        "places": [*own],
+        "site": [*libraries.values(), *beside],
         "readable": [
             *(entry.path for entry in entries if entry.name not in HIDDEN),
             *system,
