@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -30,7 +30,10 @@ ADD_CALL = {
     "tests": [{"input": [2, 3], "output": 5}, {"input": [1, 1], "output": 2}],
 }
 ADD_ASSERT = {"kind": "assert", "code": "assert add(2, 3) == 5\nassert add([1], [2]) == [1, 2]"}
+PATIENT = Policy(cpu_seconds=2.0)
+"""Enough on a slow machine for what ends."""
 QUICK = Policy(cpu_seconds=0.5)
+"""For what never ends."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def problem(answer: dict[str, Any], id: str = "p") -> Problem:
 
 
 def judged(
-    sandbox: Sandbox, answer: dict[str, Any], program: str, policy: Policy = QUICK
+    sandbox: Sandbox, answer: dict[str, Any], program: str, policy: Policy = PATIENT
 ) -> Verdict:
     return judge_program(problem(answer), program, policy, sandbox)
 
@@ -89,8 +92,7 @@ def test_a_right_program_is_correct(sandbox: Sandbox, answer: dict[str, Any], pr
         ("print(5)\nraise ValueError('no')", "crashed", "ValueError: no"),
         ("print(5)\nimport sys\nsys.exit(3)", "crashed", "exit status 3"),
         ("import ctypes\nctypes.string_at(0)", "crashed", "killed by signal 11"),
-        ("while True: pass", "limit", "more than 0.5 s of CPU time"),
-        ("import time\ntime.sleep(60)", "limit", "no end within"),
+        ("while True: pass", "limit", "more than 2 s of CPU time"),
         ("while True: print('y' * 10**5)", "limit", "too much output"),
         ("x = bytearray(10**10)", "limit", "MemoryError"),
     ],
@@ -101,6 +103,11 @@ def test_every_failure_has_its_name(
     verdict = judged(sandbox, ADD, program)
     assert (verdict.outcome, verdict.score) == (outcome, 0.0)
     assert detail in verdict.detail
+
+
+def test_a_program_that_sleeps_is_ended_by_the_wall_clock(sandbox: Sandbox) -> None:
+    verdict = judged(sandbox, ADD, "import time\ntime.sleep(60)", QUICK)
+    assert verdict.outcome == "limit" and "no end within 4 s" in verdict.detail
 
 
 @pytest.mark.parametrize("answer", [ADD_CALL, ADD_ASSERT])
@@ -350,7 +357,7 @@ def test_the_share_of_the_tests_is_the_score_where_it_is_asked_for(
     sandbox: Sandbox, answer: dict[str, Any], program: str
 ) -> None:
     assert judged(sandbox, answer, program).score == 0.0
-    verdict = judged(sandbox, answer, program, Policy(cpu_seconds=0.5, partial=True))
+    verdict = judged(sandbox, answer, program, replace(PATIENT, partial=True))
     assert verdict.score == 0.5 and verdict.outcome in ("wrong", "crashed")
 
 
@@ -368,7 +375,7 @@ def test_the_time_limit_is_for_each_test_and_counts_cpu_time(sandbox: Sandbox) -
     spin = "import time\ndef f(x):\n    end = time.process_time() + x\n"
     spin += "    while time.process_time() < end: pass\n    return x"
     tests = [([seconds], seconds) for seconds in (0.2, 0.3, 0.25, 0.3)]
-    assert judged(sandbox, calls("f", *tests, time_limit_s=0.5), spin).outcome == "correct"
+    assert judged(sandbox, calls("f", *tests, time_limit_s=0.8), spin).outcome == "correct"
     assert judged(sandbox, calls("f", *tests, time_limit_s=0.28), spin).outcome == "limit"
     slept = "import time\ndef f(x):\n    time.sleep(x)\n    return x"
     assert judged(sandbox, calls("f", *tests, time_limit_s=0.1), slept).outcome == "correct"
@@ -380,7 +387,7 @@ def test_a_slow_checker_costs_the_program_nothing(sandbox: Sandbox) -> None:
     checker = "import time\ndef check(input, output, expected):\n"
     checker += "    time.sleep(0 if expected else 0.5)\n    return output == expected"
     tests = [([seconds], seconds) for seconds in (0, 0, 0, 0, *[0.15] * 12)]
-    answer = calls("f", *tests, time_limit_s=0.2, checker=checker)
+    answer = calls("f", *tests, time_limit_s=0.5, checker=checker)
     verdict = judged(sandbox, answer, spin)
     assert verdict.outcome == "correct", verdict.detail
 
@@ -394,7 +401,7 @@ def test_what_drips_on_the_channel_buys_no_time(sandbox: Sandbox, drop: str) -> 
         run.confirm()
         ending = run.finish()
     assert ending.reason == "cpu" and ending.cpu_seconds < 2
-    assert judged(sandbox, answer, drip).outcome == "limit"
+    assert judged(sandbox, answer, drip, QUICK).outcome == "limit"
 
 
 @pytest.mark.parametrize("byte", ["b' '", "b'\\n'"])
@@ -404,16 +411,18 @@ def test_a_program_that_keeps_talking_gains_no_time(
 ) -> None:
     loop = f"while True: os.write(3, {byte})"
     program = f"import os, time\ndef add(a, b):\n    {loop}\n"
-    begin = time.monotonic()
-    verdict = judged(sandbox, answer, program if answer is not ADD else f"import os\n{loop}")
+    source = program if answer is not ADD else f"import os\n{loop}"
+    verdict = judged(sandbox, answer, source, QUICK)
     assert verdict.outcome in ("wrong", "limit", "crashed")
-    assert time.monotonic() - begin < 3.5  # it has 0.5 s of CPU time, and 4 s if it sleeps
+    assert "no end" not in verdict.detail  # the wall clock is for what sleeps
 
 
 def test_the_memory_limit_is_the_problems(sandbox: Sandbox) -> None:
     hungry = "x = bytearray(300 * 2**20)\nprint(sum(map(int, input().split())))"
-    assert judged(sandbox, ADD, hungry).outcome == "correct"
-    assert judged(sandbox, {**ADD, "memory_limit_mb": 256}, hungry).outcome == "limit"
+    generous = Policy(cpu_seconds=20.0)  # on some machines fresh memory takes seconds
+    assert judged(sandbox, ADD, hungry, generous).outcome == "correct"
+    verdict = judged(sandbox, {**ADD, "memory_limit_mb": 256}, hungry, generous)
+    assert verdict.outcome == "limit" and "MemoryError" in verdict.detail
 
 
 # --- what is taken from a response ---
@@ -438,7 +447,7 @@ def test_the_memory_limit_is_the_problems(sandbox: Sandbox) -> None:
 def test_the_last_complete_block_outside_the_thought_is_judged(
     response: str, in_thought: bool, outcome: str
 ) -> None:
-    assert verify(problem(ADD), response, in_thought, QUICK).outcome == outcome
+    assert verify(problem(ADD), response, in_thought, PATIENT).outcome == outcome
 
 
 def test_many_problems_of_assert_code_in_a_row_share_one_server(sandbox: Sandbox) -> None:
