@@ -6,13 +6,12 @@ narrower than the two intervals of the results let one think. Nothing is sampled
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from archer.algo.passk import average_at_k, paired_interval
-from archer.data.problems import read_rows
+from archer.data.problems import read_rows, shown
 from archer.scores import Evaluation, different_settings, read_evaluation
 from archer.terminal import table
 
@@ -107,15 +106,14 @@ def _settings(differ: Mapping[str, tuple[Any, Any]]) -> str:
     if not differ:
         return "settings: the same"
     rows: list[tuple[str, ...]] = [
-        (_shortened(name, WIDTH - 2 * VALUE_WIDTH - 4), _value(one), _value(other))
+        (
+            _shortened(name, WIDTH - 2 * VALUE_WIDTH - 4),
+            shown(one, VALUE_WIDTH),
+            shown(other, VALUE_WIDTH),
+        )
         for name, (one, other) in differ.items()
     ]
     return table(rows, ("settings that differ", "A", "B"))
-
-
-def _value(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= VALUE_WIDTH else shown[: VALUE_WIDTH - 3] + "..."
 
 
 def _named(path: Path, evaluation: Evaluation) -> str:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from archer.verdict import MAX_CPU_SECONDS, MAX_MEMORY_MB
+
 Knob = bool | int | float | str
 
 
@@ -131,11 +133,11 @@ class VerifyConfig(Section):
 
     workers: int = Field(default=0, ge=0)
     """Worker processes; 0 takes one per core."""
-    cpu_seconds: float = Field(default=5.0, gt=0, le=3600)
+    cpu_seconds: float = Field(default=5.0, gt=0, le=MAX_CPU_SECONDS)
     """CPU time that one verdict may take."""
     answer_pattern: str = "box"
     """`box`: the last complete \\boxed{}; `number`: the last number; else a regex, one group."""
-    memory_mb: int = Field(default=1024, ge=1, le=1 << 20)
+    memory_mb: int = Field(default=1024, ge=1, le=MAX_MEMORY_MB)
     """Memory that one verdict, or one run of a program, may take."""
     max_tests: int = Field(default=0, ge=0)
     """Tests of a program that are run, the same ones for all its samples; 0: all."""

@@ -16,8 +16,8 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 import archer
+from archer.cores import num_cores
 from archer.model.convert import CHECKSUMS, cache_folder
-from archer.setup import num_cores
 from archer.verify.sandbox.selftest import ATTEMPTS, best_level
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pydantic", "math-verify", "gguf")

@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from archer.data.problems import Row, read_rows, to_problem
+from archer.cores import num_cores
+from archer.data.problems import Row, read_rows, shown, to_problem
 from archer.files import written_whole
 from archer.records import verdict_row
 from archer.terminal import Terminal, table
@@ -85,13 +86,13 @@ def grade(
     done = _done(out, card, file, facts, total)
     if done:
         terminal.say(f"{out}: {done} of {total} are judged already")
-    pool = WorkerPool(workers=workers or _num_cores(), policy=policy)
+    pool = WorkerPool(workers=workers or num_cores(), policy=policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     facts.update(input=str(file), rows=total)
     _write_card(card, facts)
     with pool, open(out, "ab") as lines, terminal.bar("grade", total) as advance:
         rest = islice(read_answered(file), done, None)
-        window = IN_FLIGHT * (workers or _num_cores())
+        window = IN_FLIGHT * (workers or num_cores())
         for place, (id, verdict) in enumerate(_verdicts(pool, rest, window), start=done + 1):
             line = {"id": id, **verdict_row(verdict)}
             lines.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
@@ -131,9 +132,9 @@ def to_answered(row: Row, *, where: str) -> Answered:
         raise ValueError(f'{where}: the key "response" is missing; a row to be graded needs it')
     response, in_thought = row["response"], row.get("in_thought", False)
     if not isinstance(response, str):
-        raise ValueError(f'{where}: "response" is {_shown(response)}; make it a text')
+        raise ValueError(f'{where}: "response" is {shown(response)}; make it a text')
     if not isinstance(in_thought, bool):
-        raise ValueError(f'{where}: "in_thought" is {_shown(in_thought)}; make it true or false')
+        raise ValueError(f'{where}: "in_thought" is {shown(in_thought)}; make it true or false')
     own = {
         key: value
         for key, value in row.items()
@@ -208,12 +209,3 @@ def _describe(outcomes: Mapping[str, int], score: float | None) -> str:
 def _hash(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _shown(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

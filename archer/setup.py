@@ -7,7 +7,6 @@ length, then the shape of the model.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from archer.config import Config, SourceConfig
+from archer.cores import num_cores
 from archer.data.problems import canonical, problems_hash
 from archer.data.sources import SourceCount, SourceSpec, train_and_eval
 from archer.engine.base import Generates
@@ -175,11 +175,6 @@ def judging(config: Config) -> Policy:
     """How the recipe has responses judged."""
     of_the_pool = {"workers", "max_error_share", "step_seconds"}
     return Policy(**config.verify.model_dump(exclude=of_the_pool))
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_threads(config: Config) -> int:

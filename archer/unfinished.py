@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from archer.data.problems import shown
 from archer.files import written_whole
 from archer.records import to_line
 from archer.scores import Answer, Answers, answer_lines, different_settings, to_answers
@@ -92,11 +93,12 @@ def _check_header(line: bytes, wanted: dict[str, Any], path: Path) -> None:
         ) from None
     differ = different_settings(stored, wanted)
     if differ:
-        shown = ", ".join(
-            f"{k} ({_short(a)} there, {_short(b)} here)" for k, (a, b) in differ.items()
+        them = ", ".join(
+            f"{name} ({shown(there, VALUE_WIDTH)} there, {shown(here, VALUE_WIDTH)} here)"
+            for name, (there, here) in differ.items()
         )
         raise ValueError(
-            f"{path} holds another evaluation, unfinished: {shown}; finish it by its own command, "
+            f"{path} holds another evaluation, unfinished: {them}; finish it by its own command, "
             "give another --out, or delete it"
         )
 
@@ -149,8 +151,3 @@ def _read_answers(file: IO[bytes], problem: Problem, place: int, samples: int) -
             )
         )
     return Answers(problem=problem, answers=tuple(answers))
-
-
-def _short(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= VALUE_WIDTH else shown[: VALUE_WIDTH - 3] + "..."

@@ -18,6 +18,11 @@ Outcome = Literal["correct", "wrong", "crashed", "limit", "no_answer", "error"]
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
+MAX_CPU_SECONDS = 3600
+"""What a verdict may be given of a core, at the most."""
+MAX_MEMORY_MB = 1 << 20
+"""And of memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:

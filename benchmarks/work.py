@@ -21,8 +21,8 @@ def model_and_tokenizer() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct in float32, with one torch thread per core."""
     import torch
 
+    from archer.cores import num_cores
     from archer.model.load import load_model, load_tokenizer
-    from archer.setup import num_cores
 
     torch.set_num_threads(num_cores())
     return load_model("smollm2", dtype="float32"), load_tokenizer("smollm2")

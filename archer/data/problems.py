@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from archer.files import written_whole
 from archer.types import Message, Problem
+from archer.verdict import MAX_CPU_SECONDS, MAX_MEMORY_MB
 
 Row = dict[str, Any]
 
@@ -183,7 +184,7 @@ def _text_or_texts(answer: object, where: str) -> None:
 
 CALLABLE = r"([^\W\d]\w*(\(\))?\.)?[^\W\d]\w*"
 """What a program can be called by; "Solution().f" is LeetCodeDataset's way to write it."""
-MOST = {"time_limit_s": 3600, "memory_limit_mb": 1 << 20, "tolerance": 1e300}
+MOST = {"time_limit_s": MAX_CPU_SECONDS, "memory_limit_mb": MAX_MEMORY_MB, "tolerance": 1e300}
 """Numbers of a `code` answer, and the largest that the clock, the kernel and a float can hold."""
 
 
@@ -429,9 +430,13 @@ def finite(number: str) -> float:
 
 
 def _wrong(where: str, name: str, value: object, wanted: str) -> NoReturn:
-    shown = json.dumps(value, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    raise ValueError(f"{where}: {name} is {shown}; make it {wanted}")
+    raise ValueError(f"{where}: {name} is {shown(value)}; make it {wanted}")
+
+
+def shown(value: object, width: int = 60) -> str:
+    """A JSON value as a message shows it, cut to a width."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _list(names: Iterable[str]) -> str:

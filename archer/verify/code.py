@@ -34,7 +34,7 @@ from archer.verify.extract import Reading, last_program
 from archer.verify.policy import Policy
 from archer.verify.sandbox.client import MAX_WAITING, Ending, Limits, Run, Sandbox, core_waits
 from archer.verify.sandbox.servers import SandboxFault, ServerDied
-from archer.verify.sandbox.values import Coded, decode
+from archer.verify.sandbox.values import Coded, decode, encode
 
 WALL_FACTOR, WALL_SECONDS = 4.0, 2.0
 """Wall seconds for each CPU second of a test, and beyond: what ends a program that sleeps."""
@@ -498,7 +498,7 @@ class Checker:
         if "right" in reply:
             return Failure("wrong", f"the checker refuses {_shown(output)}")
         said = reply.get("raised", "it ended")
-        if "right" in self._ask(given, _coded(expected), expected):
+        if "right" in self._ask(given, encode(expected), expected):
             return Failure("wrong", f"the checker can't read {_shown(output)}: {said}")
         raise SandboxFault(f"the problem's checker fails: {said}")
 
@@ -523,15 +523,6 @@ class Checker:
             raise SandboxFault(f"the problem's checker does not load: {failure.detail}")
         self._run = run
         return run
-
-
-def _coded(value: Any) -> Coded:
-    """JSON as `values.encode` writes it."""
-    if isinstance(value, list):
-        return [_coded(item) for item in value]
-    if isinstance(value, dict):
-        return {"dict": [[key, _coded(item)] for key, item in value.items()]}
-    return value
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from archer.verdict import MAX_CPU_SECONDS, MAX_MEMORY_MB
 from archer.verify.extract import check_answer_pattern
 
 Level = Literal["full", "restricted", "weak"]
@@ -12,10 +13,6 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """Levels of the sandbox, the safest first; see docs/sandbox.md."""
 LIBERTIES = ("percent", "order", "units")
 """What the mathematics verifier can be lenient about; archer.verify.math has the table."""
-MAX_CPU_SECONDS = 3600
-"""What a verdict may be given of a core, at the most."""
-MAX_MEMORY_MB = 1 << 20
-"""And of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

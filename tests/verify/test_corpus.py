@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from archer.cores import num_cores
 from archer.types import Problem, Verdict
 from archer.verify.code import ASSERT_FACTOR, wall_seconds
 from archer.verify.policy import Policy
@@ -88,10 +89,6 @@ def late(entries: Iterable[Entry], verdicts: dict[str, Verdict]) -> list[str]:
         if (seconds := verdicts[problem(entry).id].seconds) > most:
             found.append(f"{problem(entry).id}: {seconds:.1f} s, and {most:.1f} s at most")
     return found
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 # --- what may be left ---

@@ -14,7 +14,6 @@ Linux only: elsewhere `Sandbox` raises SandboxFault.
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from archer.cores import num_cores
 from archer.verify.policy import LEVELS, Level
 from archer.verify.sandbox.servers import START_SECONDS, ForkServer, SandboxFault, ServerDied
 
@@ -344,7 +344,7 @@ class Run:
             return None
         wall = self._limits.wall_seconds - self.elapsed()
         left = self._limits.cpu_seconds - self.spent()
-        return max(LEAST_PATIENCE, min(wall, left / _num_cores()))
+        return max(LEAST_PATIENCE, min(wall, left / num_cores()))
 
     def _check_clock(self) -> None:
         wall, most = self.elapsed(), self._limits.wall_seconds
@@ -466,8 +466,3 @@ def core_waits(pid: int) -> float:
             with suppress(OSError), open(f"/proc/{pid}/task/{task}/schedstat") as numbers:
                 waited = max(waited, int(numbers.read().split()[1]) / 1e9)
     return waited
-
-
-@functools.cache
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
