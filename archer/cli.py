@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from archer.prepare.filters import Filter
     from archer.terminal import Terminal
 
 USER_MISTAKE = 2
@@ -154,12 +155,31 @@ def _parser() -> argparse.ArgumentParser:
     add_recipe(made)
 
     made = add("prepare", _prepare, "turn raw data into a checked problem file with a card")
-    made.add_argument("source", metavar="SOURCE", help="a file, or a generated task by name")
+    made.add_argument(
+        "source", metavar="SOURCE", help="a data set of the hub by name, a file, a generated task"
+    )
     made.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     made.add_argument("--limit", type=int, metavar="N", help="take at most so many")
     made.add_argument("--seed", type=int, default=0, help="of generated tasks")
     made.add_argument(
-        "--arg", action="append", default=[], metavar="KEY=VALUE", help="of a generated task"
+        "--arg", action="append", default=[], metavar="KEY=VALUE", help="of a named source"
+    )
+    made.add_argument("--revision", help="branch, tag or commit on the hub (main)")
+    made.add_argument(
+        "--min-tests", type=int, metavar="N", help="leave out programs with fewer tests"
+    )
+    made.add_argument(
+        "--max-prompt-tokens", type=int, metavar="N", help="leave out longer prompts; needs --model"
+    )
+    made.add_argument("--model", help="whose tokens and chat template --max-prompt-tokens counts")
+    made.add_argument(
+        "--pass-rates",
+        type=Path,
+        metavar="RESULT.json",
+        help="of archer eval on these problems: leave out those it always or never solved",
+    )
+    made.add_argument(
+        "--unchecked", action="store_true", help="do not try references and tests; no sandbox"
     )
 
     made = add("grade", _grade, "verify stored responses: a problem a line, with its response")
@@ -301,12 +321,38 @@ def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
             limit=options.limit,
             seed=options.seed,
             args=parse_args(options.arg),
+            revision=options.revision,
+            filters=_filters(options),
+            check=not options.unchecked,
             progress=lambda rows: advance(rows, 0),
+            say=terminal.say,
         )
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in done.dropped.items())
     terminal.result(f"{done.rows_out} problems from {done.rows_in} rows{dropped}")
+    for note in done.notes:
+        terminal.result(note)
     terminal.result(f"{done.out}, and its card {done.card}")
     return 0
+
+
+def _filters(options: argparse.Namespace) -> dict[str, Filter]:
+    """What the options leave out, by the words of the card; the cheap ones first."""
+    from archer.prepare import filters
+    from archer.scores import problem_scores
+
+    found: dict[str, Filter] = {}
+    if (number := options.min_tests) is not None:
+        found[f"at least {number} tests"] = filters.at_least_tests(number)
+    if (result := options.pass_rates) is not None:
+        found[f"solved sometimes in {result.name}"] = filters.solved_sometimes(
+            problem_scores(result)
+        )
+    if (number := options.max_prompt_tokens) is not None:
+        if options.model is None:
+            raise ValueError(f"--max-prompt-tokens {number} of which model? Give --model too")
+        name = f"at most {number} tokens of {options.model}"
+        found[name] = filters.at_most_tokens(number, options.model)
+    return found
 
 
 def _grade(options: argparse.Namespace, terminal: Terminal) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from archer.algo.passk import average_at_k, paired_interval
-from archer.data.problems import read_rows, shown
-from archer.scores import Evaluation, different_settings, read_evaluation
+from archer.data.problems import shown
+from archer.scores import Evaluation, different_settings, problem_scores, read_evaluation
 from archer.terminal import table
 
 WIDTH = 80
@@ -57,25 +57,6 @@ def compare(first: Path, second: Path) -> str:
             f"{nowhere} in neither"
         )
     return "\n".join([*text, "", _settings(differ)])
-
-
-def problem_scores(result: Path) -> dict[str, float]:
-    """The mean score of each problem by its id, from the responses beside a result.
-
-    Responses on which the grader failed are left out, and problems that have only such.
-    """
-    path = result.with_suffix(".jsonl")
-    scores: dict[str, list[float]] = {}
-    for line, row in read_rows(path):
-        try:
-            if row["outcome"] != "error":
-                scores.setdefault(row["id"], []).append(float(row["score"]))
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{path}:{line}: no judged response; give a result with the responses that "
-                "archer eval wrote beside it"
-            ) from None
-    return {id: average_at_k(own) for id, own in scores.items()}
 
 
 def _difference(first: list[float], second: list[float]) -> str:

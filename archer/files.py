@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def lock(file: IO[bytes], refusal: str) -> None:
+    """Until the file is closed no other process can lock it; ValueError if one has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(refusal) from None
 
 
 def sync_folder(folder: Path) -> None:

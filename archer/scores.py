@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from archer.algo.passk import average_at_k, interval, majority_at_k, pass_at_k
+from archer.data.problems import read_rows
 from archer.files import written_whole
 from archer.records import rollout_row, to_line
 from archer.types import OUTCOMES, Group, Problem, StopReason, Verdict
@@ -223,6 +224,25 @@ def read_evaluation(path: Path) -> Evaluation:
         raise ValueError(f"{path}: {error.strerror}; give a file that archer eval wrote") from error
     except (ValueError, TypeError):
         raise ValueError(f"{path} is no result of archer eval; give a file that it wrote") from None
+
+
+def problem_scores(result: Path) -> dict[str, float]:
+    """The mean score of each problem by its id, from the responses beside a result.
+
+    Responses on which the grader failed are left out, and problems that have only such.
+    """
+    path = result.with_suffix(".jsonl")
+    scores: dict[str, list[float]] = {}
+    for line, row in read_rows(path):
+        try:
+            if row["outcome"] != "error":
+                scores.setdefault(row["id"], []).append(float(row["score"]))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{path}:{line}: no judged response; give a result with the responses that "
+                "archer eval wrote beside it"
+            ) from None
+    return {id: average_at_k(own) for id, own in scores.items()}
 
 
 def different_settings(

@@ -7,7 +7,6 @@ begun: what a kill costs is the unit that was being sampled. Left out: sampling 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from archer.data.problems import shown
-from archer.files import written_whole
+from archer.files import lock, written_whole
 from archer.records import to_line
 from archer.scores import Answer, Answers, answer_lines, different_settings, to_answers
 from archer.types import Group, Problem, Verdict
@@ -63,7 +62,7 @@ def open_unfinished(
         with written_whole(path) as file:
             file.write(to_line(header))
     with open(path, "r+b") as file:
-        _lock(file, path)
+        lock(file, f"{path} is in use by another process; wait for it, or give another --out")
         _check_header(file.readline(), json.loads(to_line(header)), path)
         begin = file.tell()
         unfinished = Unfinished(file, begin, _whole_units(file, units, samples))
@@ -73,15 +72,6 @@ def open_unfinished(
         finally:
             if not unfinished.answers:
                 path.unlink()
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(
-            f"{path} is in use by another process; wait for it, or give another --out"
-        ) from None
 
 
 def _check_header(line: bytes, wanted: dict[str, Any], path: Path) -> None:

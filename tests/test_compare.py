@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from archer.cli import main
-from archer.compare import compare, problem_scores
+from archer.compare import compare
 from archer.data.problems import write_problems
 from archer.data.sources import load_source
+from archer.scores import problem_scores
 
 SETTINGS: dict[str, Any] = {
     "prompt": {"system": None, "suffix": " =", "template": "model"},

@@ -1,0 +1,490 @@
+"""`archer prepare`: from a raw data set or a generated task to a checked problem file with a card.
+
+    prepare("math500", "math500.jsonl")
+    prepare("gsm8k_train.jsonl", "train.jsonl")
+    prepare("reasoning_gym:gcd", "gcd.jsonl", limit=500, args={"max_value": 50})
+
+A source is a data set of the hub by name (`archer.prepare.named`), a local file (.jsonl, .jsonl.gz,
+.json with one array of objects, of any size, .parquet), or a generated task. Rows are read one by
+one; the first row of a file decides which layout (`archer.prepare.layouts`) it has. Every row
+becomes a problem or is left out for a reason: what it is (`filters`), or because its own reference
+does not pass its own verifier (`references`). The card (NAME.card.md beside the problem file)
+counts the reasons and names the rows. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from archer.cores import num_cores
+from archer.data.problems import (
+    REQUIRED,
+    Row,
+    digest,
+    problems_hash,
+    prompt_key,
+    to_line,
+    to_problem,
+)
+from archer.data.rows import READERS, ending, read_file
+from archer.data.sources import REPEATED, SOURCES, Dropped, SourceSpec, draw
+from archer.files import written_whole
+from archer.prepare.filters import Filter
+from archer.prepare.layouts import LAYOUTS, Converted, convert_row, find_layout
+from archer.prepare.named import NAMED, Part, find_parts
+from archer.prepare.references import Tester, open_known
+from archer.types import Problem
+from archer.verify.policy import Policy
+from archer.verify.pool import WorkerPool
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What `prepare` did.
+
+    Example, 30 rows of which one had no answer:
+        Prepared(out=Path("aime.jsonl"), card=Path("aime.card.md"), layout="mathematics",
+                 rows_in=30, rows_out=29, dropped={"no answer": 1}, hash="9f…")
+    """
+
+    out: Path
+    card: Path
+    layout: str
+    """The layout of the rows, or "generated"."""
+    rows_in: int
+    rows_out: int
+    dropped: Mapping[str, int]
+    """How many rows were left out for which reason."""
+    hash: str
+    """`archer.data.problems.problems_hash` of what was written."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+
+def prepare(
+    source: str,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    args: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    filters: Mapping[str, Filter] | None = None,
+    check: bool = True,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Prepared:
+    """Writes problems to `out` and a card beside it, each wholly or not at all.
+
+    source: a name of `NAMED`, with ":PATH" behind it for a copy that lies here; the path of a raw
+        file; or a name of `archer.data.sources`, drawn by `seed`. The first and the last take args.
+    limit: how many problems at most; a generated task needs it, of a file the first are taken.
+    revision: branch, tag or commit on the hub.
+    filters: what they are called in the card -> what they leave out, in this order.
+    check: whether references and tests are run, see `archer.prepare.references`.
+    progress: called with the number of rows read so far; say: with a line on what is going on.
+    ValueError for whatever is wrong with the source, and if no row becomes a problem.
+    """
+    out = Path(out)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; make it at least 1")
+    if out.suffix != ".jsonl":
+        raise ValueError(f"{out}: a problem file's name ends in .jsonl; give another --out")
+    raw = _open(source, out, limit, seed, args or {}, revision, say)
+    card = out.with_suffix(".card.md")
+    if out.exists() and not card.exists():
+        raise ValueError(f"{out} is there, and no card beside it: give another --out")
+    facts, tally, verifiers = dict(raw.facts), Tally(), Counter[str]()
+    if limit is not None:
+        facts["limit"] = str(limit)
+    if filters:
+        facts["filters"] = ", ".join(filters)
+    tally.dropped += raw.dropped
+    tally.rows += raw.dropped.total()
+    kept = _sieve(raw.rows, (filters or {}).values(), tally, progress)
+    with ExitStack() as stack:
+        if check:
+            tester = stack.enter_context(_open_tester(out))
+            problems = _tested(kept, tester, limit, tally)
+        else:
+            facts["references"] = "not checked"
+            problems = (converted.problem for _, converted in kept)
+        card_file, file = (stack.enter_context(written_whole(path)) for path in (card, out))
+        hash = problems_hash(_through(problems, file, limit, verifiers))
+        if not verifiers:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dropped.items())
+            raise ValueError(f"{source}: no row became a problem ({reasons}); give another source")
+        card_file.write(_card(out.name, facts, tally, verifiers, hash).encode())
+    return Prepared(
+        out=out,
+        card=card,
+        layout=facts.get("layout", "generated"),
+        rows_in=tally.rows,
+        rows_out=verifiers.total(),
+        dropped=dict(tally.dropped),
+        hash=hash,
+        notes=_notes(raw, tally, limit),
+    )
+
+
+def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["max_value=50", "form=words"]` as `{"max_value": 50, "form": "words"}`: JSON, else text."""
+    args: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ValueError(f"the argument {pair!r} has no value; write it as key=value")
+        try:
+            args[name] = json.loads(value)
+        except json.JSONDecodeError:
+            args[name] = value
+    return args
+
+
+# What is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A row: the name of its file and its number there, counted from 1 (in a JSONL file: lines).
+
+    Example: Place(file="test2.jsonl", row=17)
+    """
+
+    file: str
+    row: int
+
+
+Rows = Iterator[tuple[Place, Converted | Dropped]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """A source that is open: what the card says of it, and its rows.
+
+    Example: Raw(facts={"source": "aime.jsonl", "layout": "mathematics"}, rows=...)
+    """
+
+    facts: Mapping[str, str]
+    rows: Rows
+    dropped: Counter[str] = field(default_factory=Counter)
+    """What was left out before, by reason."""
+    expected: int | None = None
+    """How many rows others count in just this data."""
+
+
+def _open(
+    source: str,
+    out: Path,
+    limit: int | None,
+    seed: int,
+    args: Mapping[str, Any],
+    revision: str | None,
+    say: Callable[[str], None],
+) -> Raw:
+    name, _, detail = source.partition(":")
+    if name in NAMED and not Path(source).exists():
+        parts = find_parts(name, args)
+        if detail:
+            if revision is not None:
+                raise ValueError(f"{source} lies here and has no revision; leave --revision out")
+            return _open_files(parts, [[_input(Path(detail), out)]] * len(parts[:1]), {})
+        return _open_hub(name, parts, args, revision, say)
+    if revision is not None:
+        raise ValueError(f"{source} is not on the hub and has no revision; leave --revision out")
+    if _is_file(source):
+        if args:
+            raise ValueError(f"{source}: a file has no args; remove {', '.join(args)}")
+        return _open_files((None,), [[_input(Path(source), out)]], {})
+    return _open_generated(SourceSpec(source=source, count=limit, seed=seed, args=args))
+
+
+def _input(path: Path, out: Path) -> Path:
+    if path.resolve() == out.resolve():
+        raise ValueError(f"{out}: the raw file would be written over; give another --out")
+    return path
+
+
+def _is_file(source: str) -> bool:
+    if source.partition(":")[0] in SOURCES:
+        return False
+    path = Path(source)
+    if ending(path) not in READERS and path.exists():
+        raise ValueError(
+            f"{source}: {path.suffix or 'such a file'} is not read; "
+            f"a file's name must end in {', '.join(READERS)}"
+        )
+    return ending(path) in READERS
+
+
+def _open_generated(spec: SourceSpec) -> Raw:
+    drawn, dropped = draw(spec)
+    facts = {"source": spec.source, "seed": str(spec.seed), "arguments": json.dumps(spec.args)}
+    places = (Place(file=spec.source, row=row) for row in range(1, len(drawn) + 1))
+    rows = zip(places, (Converted(problem=problem) for problem in drawn), strict=True)
+    return Raw(facts=facts, rows=rows, dropped=dropped)
+
+
+def _open_hub(
+    name: str,
+    parts: Sequence[Part],
+    args: Mapping[str, Any],
+    revision: str | None,
+    say: Callable[[str], None],
+) -> Raw:
+    from archer.data.hub import fetch
+
+    if revision is not None and len({part.repo for part in parts}) > 1:
+        raise ValueError(f"{name} is of several repositories; leave --revision out")
+    facts, paths = {"source": name, "arguments": json.dumps(args)}, []
+    for part in parts:
+        say(f"{part.repo}: looking for {', '.join(part.files)}")
+        found = fetch(part.repo, part.files, revision=revision)
+        licence = found.licence or "none is stated"
+        facts[f"hub: {part.repo}"] = f"revision {found.revision}, licence: {licence}"
+        paths.append(list(found.paths))
+    return _open_files(parts, paths, facts)
+
+
+def _open_files(
+    parts: Sequence[Part | None], paths: Sequence[Sequence[Path]], facts: Mapping[str, str]
+) -> Raw:
+    """The rows of all files, one after the other; each is in the layout of its first row."""
+    streams, layouts, hashes, notes = [], [], {}, []
+    for part, files in zip(parts, paths, strict=True):
+        for path in files:
+            name, rows = _convert(path, part)
+            streams.append(rows)
+            layouts.append(name)
+            hashes[path.name] = _sha256(path)
+            if name in LAYOUTS and LAYOUTS[name].note:
+                notes.append(LAYOUTS[name].note)
+    several = len(hashes) > 1
+    found = {
+        "source": ", ".join(hashes),
+        **facts,
+        "layout": ", ".join(dict.fromkeys(layouts)),
+        **{f"sha256 of {name if several else 'the source'}": hash for name, hash in hashes.items()},
+    }
+    if notes:
+        found["note"] = "; ".join(dict.fromkeys(notes))
+    known = [part.expected for part in parts if part is not None]
+    expected = known[0] if len(known) == 1 else None
+    return Raw(facts=found, rows=chain.from_iterable(streams), expected=expected)
+
+
+def _convert(path: Path, part: Part | None) -> tuple[str, Rows]:
+    """The layout that the first row has, and all rows in that layout as problems."""
+    rows = read_file(path)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"{path}: the file has no rows; give one that has some")
+    rows = chain([first], rows)
+    if all(key in first[1] for key in REQUIRED):
+        return "problems", _checked(path, rows)
+    name = find_layout(first[1])
+    if name is None:
+        keys, known = ", ".join(first[1]), ", ".join(["problems", *LAYOUTS])
+        raise ValueError(f"{path}: no layout has the keys {keys}; convert it into one of {known}")
+    return name, _converted(path, rows, name, part)
+
+
+def _checked(path: Path, rows: Iterable[tuple[int, Row]]) -> Rows:
+    """The rows of a file that holds problems already; ValueError for one that is none."""
+    for number, row in rows:
+        problem = to_problem(row, where=f"{path}:{number}")
+        yield Place(file=path.name, row=number), Converted(problem=problem)
+
+
+def _converted(path: Path, rows: Iterable[tuple[int, Row]], layout: str, part: Part | None) -> Rows:
+    name = path.name.removesuffix(ending(path)) if part is None else part.name
+    for number, row in rows:
+        place = Place(file=path.name, row=number)
+        if part is not None and part.keep is not None and not part.keep(row):
+            yield place, Dropped(reason=NOT_MEANT)
+        else:
+            yield place, convert_row(LAYOUTS[layout], row, f"{name}-{number:06d}", name)
+
+
+NOT_MEANT = "outside the dates"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# What is left out
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been read and left out so far.
+
+    Example:
+        Tally(rows=12, dropped=Counter({"no answer": 1}),
+              places={"no answer": [Place(file="raw.jsonl", row=7)]})
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    troubles: list[tuple[Place, str, str]] = field(default_factory=list)
+    """Rows whose references or tests fail: where, the id, and what was said."""
+
+    def drop(self, place: Place, reason: str) -> None:
+        """One row less."""
+        self.dropped[reason] += 1
+        self.places.setdefault(reason, []).append(place)
+
+
+Kept = Iterator[tuple[Place, Converted]]
+
+
+def _sieve(rows: Rows, filters: Iterable[Filter], tally: Tally, progress: Progress | None) -> Kept:
+    """The problems that no earlier one repeats and no filter leaves out; all others are counted."""
+    filters = list(filters)
+    prompts: set[bytes] = set()
+    ids: set[bytes] = set()
+    for place, item in rows:
+        tally.rows += 1
+        if progress is not None:
+            progress(tally.rows)
+        if isinstance(item, Dropped):
+            reason: str | None = item.reason
+        elif (prompt := prompt_key(item.problem.prompt)) in prompts:
+            reason = REPEATED
+        elif (id := digest(item.problem.id)) in ids:
+            reason = "repeated id"
+        else:
+            prompts.add(prompt)
+            ids.add(id)
+            reason = next(filter(None, (reject(item.problem) for reject in filters)), None)
+            if reason is None:
+                yield place, item
+                continue
+        assert reason is not None
+        tally.drop(place, reason)
+
+
+@contextmanager
+def _open_tester(out: Path) -> Iterator[Tester]:
+    """Whoever tries references; what it has found is kept beside `out` until that is whole."""
+    policy = Policy(cpu_seconds=CPU_SECONDS)
+    known = out.with_name(f".{out.name}.judged")
+    with open_known(known) as verdicts, WorkerPool(workers=num_cores(), policy=policy) as pool:
+        yield Tester(pool, verdicts, policy, window=WINDOW * num_cores())
+
+
+CPU_SECONDS = 20.0
+"""Of a verdict, where the problem has no limit of its own: four times what training allows, so that
+no reference is left out for a slow machine."""
+WINDOW = 8
+"""Problems whose references are judged at a time, per core: some have megabytes of tests."""
+
+
+def _tested(kept: Kept, tester: Tester, limit: int | None, tally: Tally) -> Iterator[Problem]:
+    """The problems whose references and tests hold. No row is read that may not be needed."""
+    places: deque[Place] = deque()
+    passed = 0
+    while True:
+        while len(tester) < tester.window and (limit is None or passed + len(tester) < limit):
+            item = next(kept, None)
+            if item is None:
+                break
+            places.append(item[0])
+            tester.submit(item[1].problem, item[1].reference)
+        if not places:
+            return
+        problem, trouble = tester.next()
+        place = places.popleft()
+        if trouble is None:
+            passed += 1
+            yield problem
+        else:
+            tally.drop(place, trouble.reason)
+            tally.troubles.append((place, problem.id, trouble.detail))
+
+
+def _through(
+    problems: Iterator[Problem], file: IO[bytes], limit: int | None, verifiers: Counter[str]
+) -> Iterator[Problem]:
+    """Writes the problems as they pass by, and stops before it reads one too many."""
+    while limit is None or verifiers.total() < limit:
+        problem = next(problems, None)
+        if problem is None:
+            return
+        file.write(to_line(problem))
+        verifiers[problem.verifier] += 1
+        yield problem
+
+
+def _notes(raw: Raw, tally: Tally, limit: int | None) -> tuple[str, ...]:
+    rows = tally.rows - tally.dropped[NOT_MEANT]
+    if raw.expected is None or limit is not None or rows == raw.expected:
+        return ()
+    return (f"{rows} rows are meant, and others count {raw.expected}",)
+
+
+# The card
+
+
+def _card(
+    name: str, facts: Mapping[str, str], tally: Tally, verifiers: Counter[str], hash: str
+) -> str:
+    facts = {
+        **facts,
+        "rows read": str(tally.rows),
+        "problems written": str(verifiers.total()),
+        "verifiers": ", ".join(f"{name} {count}" for name, count in sorted(verifiers.items())),
+        "hash of the problems (blake2b)": hash,
+    }
+    lines = [f"# {name}", "", "| | |", "|---|---|"]
+    lines += [f"| {fact} | {_cell(value)} |" for fact, value in facts.items()]
+    if tally.dropped:
+        lines += ["", "## Left out", "", "| reason | rows | which |", "|---|---|---|"]
+        for reason, count in tally.dropped.most_common():
+            lines.append(f"| {reason} | {count} | {_which(tally.places.get(reason, []))} |")
+    if tally.troubles:
+        lines += ["", "## References and tests that do not hold", ""]
+        lines += ["| row | problem | verdict |", "|---|---|---|"]
+        for place, id, said in tally.troubles:
+            lines.append(f"| {place.row} | {_cell(id)} | {_cell(said)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _which(places: Sequence[Place]) -> str:
+    """The rows of each file; the name of a file only where there are several."""
+    files: dict[str, list[int]] = {}
+    for place in places:
+        files.setdefault(place.file, []).append(place.row)
+    if len(files) == 1:
+        return _ranges(next(iter(files.values())))
+    return "; ".join(f"{name}: {_ranges(rows)}" for name, rows in files.items())
+
+
+def _ranges(numbers: Sequence[int], most: int = 40) -> str:
+    """1, 2, 3, 7 as "1-3, 7"."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:most]]
+    rest = sum(b - a + 1 for a, b in runs[most:])
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
