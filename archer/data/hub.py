@@ -188,7 +188,7 @@ def _listing(repo: str, revision: str | None) -> tuple[Listing, bool]:
             return known, constants.HF_HUB_OFFLINE
     try:
         return _ask(repo, revision), False
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, KeyError, TypeError) as error:  # or no hub's answer
         if _refused(error):
             raise
         known = _kept(repo, revision)

@@ -181,6 +181,14 @@ def test_what_did_not_change_between_commits_does_not_come_again(hub: Hub) -> No
     assert [request.num_bytes for request in hub.sent] == [3]
 
 
+def test_a_file_of_an_earlier_commit_is_checked_too(hub: Hub) -> None:
+    path = fetch(REPO, ["test.jsonl"]).paths[0]
+    path.write_bytes(b"[]\n")
+    hub.commit(REPO, FILES | {"README.md": b"new"})
+    assert "does not have the checksum" in refusal("test.jsonl")
+    assert contents(fetch(REPO, ["test.jsonl"])) == [b"{}\n"]
+
+
 # Interrupted
 
 
@@ -299,6 +307,11 @@ def test_unknown_private_and_impossible_names_are_said(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert "'some/sums' has no revision 'v9': give a branch" in refusal("*", revision="v9")
     assert "has no revision" in refusal("*", revision="f" * 40)
+
+
+def test_an_address_without_a_hub_is_said(hub: Hub) -> None:
+    hub.refusals = [200]
+    assert "cannot be reached" in refusal("*")
 
 
 def test_a_hub_that_forbids_is_said(hub: Hub) -> None:
