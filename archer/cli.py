@@ -314,19 +314,17 @@ def _plan(options: argparse.Namespace, terminal: Terminal) -> int:
 def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
     from archer.prepare import parse_args, prepare
 
-    with terminal.bar("prepare", options.limit or 0) as advance:
-        done = prepare(
-            options.source,
-            options.out,
-            limit=options.limit,
-            seed=options.seed,
-            args=parse_args(options.arg),
-            revision=options.revision,
-            filters=_filters(options),
-            check=not options.unchecked,
-            progress=lambda rows: advance(rows, 0),
-            say=terminal.say,
-        )
+    done = prepare(
+        options.source,
+        options.out,
+        limit=options.limit,
+        seed=options.seed,
+        args=parse_args(options.arg),
+        revision=options.revision,
+        filters=_filters(options),
+        check=not options.unchecked,
+        terminal=terminal,
+    )
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in done.dropped.items())
     terminal.result(f"{done.rows_out} problems from {done.rows_in} rows{dropped}")
     for note in done.notes:

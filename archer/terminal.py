@@ -37,8 +37,13 @@ class Terminal:
         print(line, flush=True)
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar; call what it yields with (done, tokens). Nothing where no one looks."""
+    def bar(
+        self, label: str, total: int, unit: str = "tok"
+    ) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar; call what it yields with (done, tokens). Nothing where no one looks.
+
+        A total of 0 is one that is not known. `unit`: what the rate counts, if not tokens.
+        """
         if self.quiet or not sys.stderr.isatty():
             yield lambda done, tokens: None
             return
@@ -52,11 +57,11 @@ class Terminal:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._bars, transient=True) as progress:
-            task = progress.add_task(label, total=total, rate="")
+            task = progress.add_task(label, total=total or None, rate="")
 
             def advance(done: int, tokens: int) -> None:
                 seconds = progress.tasks[0].elapsed or 0.0
-                rate = f"{tokens / seconds:,.0f} tok/s" if tokens and seconds else ""
+                rate = f"{tokens / seconds:,.0f} {unit}/s" if tokens and seconds else ""
                 progress.update(task, completed=done, rate=rate)
 
             yield advance

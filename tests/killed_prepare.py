@@ -21,7 +21,7 @@ def main(raw: str, out: str, log: str) -> None:
         add(self, key, *verdict)
         os.write(lines, f"{key}\n".encode())
 
-    Known.add = logged  # type: ignore[method-assign]
+    Known.add = logged  # type: ignore[method-assign, assignment]
     sys.exit(archer.cli.main(["prepare", raw, "--out", out, "--quiet"]))
 
 

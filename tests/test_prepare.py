@@ -229,9 +229,7 @@ def test_every_row_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None
         {"problem": "\ud800", "answer": "11"},
     ]
     source = write(tmp_path / "raw.json", *rows)
-    steps: list[int] = []
-    done = prepare(source, tmp_path / "out.jsonl", progress=steps.append)
-    assert steps == list(range(1, 13))
+    done = prepare(source, tmp_path / "out.jsonl")
     assert (done.layout, done.rows_in, done.rows_out) == ("mathematics", 12, 2)
     assert done.dropped == {
         "no answer": 5,
@@ -491,7 +489,7 @@ def test_real_data_is_prepared(
 ) -> None:
     if not (DATA / name).exists():
         pytest.skip(f"{name} does not lie in ../shared/data")
-    done = prepare(str(DATA / name), tmp_path / "out.jsonl")
+    done = prepare(str(DATA / name), tmp_path / "out.jsonl", check=False)
     assert (done.layout, done.rows_in, done.dropped) == (layout, rows_in, dropped)
     problems = list(read_problems(done.out, verifiers=("math", "code")))
     assert len(problems) == done.rows_out == rows_in - sum(dropped.values())

@@ -22,7 +22,7 @@ from archer.prepare.references import (
     open_known,
     trials,
 )
-from archer.types import Problem
+from archer.types import Outcome, Problem
 
 needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only")
 
@@ -63,16 +63,17 @@ def test_a_problem_is_tried_with_its_own_answers(
 
 def test_a_program_is_tried_with_its_reference_and_with_nothing() -> None:
     own, nothing = trials(problem("code", {}), "```python\nx\n```")
+    cases: list[tuple[Outcome, Outcome, str]] = [
+        ("limit", "wrong", REFUSED),
+        ("correct", "correct", PASSED_BY_NOTHING),
+        ("correct", "error", NOT_RUN),
+    ]
     assert (own.is_right, nothing.is_right) == (True, False)
     assert nothing.response == "```python\npass\n```"
     assert find_trouble([(own, "correct", ""), (nothing, "wrong", "")]) is None
     assert find_trouble([(own, "correct", ""), (nothing, "crashed", "")]) is None
-    for outcomes, reason in (
-        (("limit", "wrong"), REFUSED),
-        (("correct", "correct"), PASSED_BY_NOTHING),
-        (("correct", "error"), NOT_RUN),
-    ):
-        trouble = find_trouble([(own, outcomes[0], "so"), (nothing, outcomes[1], "so")])
+    for first, second, reason in cases:
+        trouble = find_trouble([(own, first, "so"), (nothing, second, "so")])
         assert trouble is not None and trouble.reason == reason and trouble.detail.endswith(": so")
 
 

@@ -73,6 +73,21 @@ def mbpp(row: Row, id: str, source: str) -> Problem:
     )
 
 
+def mbppplus(row: Row, id: str, source: str) -> Problem:
+    """A row of MBPP+: the task of MBPP with its tests shown, and EvalPlus's own to judge by."""
+    shown, task, test = row["test_list"], as_text(row["prompt"]), as_text(row["test"])
+    if not task:
+        raise ValueError(NO_PROMPT)
+    if not (test and isinstance(shown, list) and all(isinstance(each, str) for each in shown)):
+        raise ValueError(NO_TESTS)
+    return _problem(
+        id=f"mbppplus-{row['task_id']}" if "task_id" in row else id,
+        prompt=MBPP.format(task=task.strip(), tests="\n".join(shown)),
+        answer=_assertions(test),
+        source="mbppplus",
+    )
+
+
 def leetcodedataset(row: Row, id: str, source: str) -> Problem:
     """A row of LeetCodeDataset: a question, starter code and `check(candidate)`."""
     question, test = as_text(row["problem_description"]), as_text(row["test"])
@@ -132,6 +147,29 @@ def code_contests(row: Row, id: str, source: str) -> Problem:
     )
 
 
+def deepmind_code_contests(row: Row, id: str, source: str) -> Problem:
+    """A row of CodeContests as DeepMind keeps it: public, private and generated tests."""
+    question, tests = as_text(row["description"]), []
+    if not question:
+        raise ValueError(NO_PROMPT)
+    if as_text(row.get("input_file")) or as_text(row.get("output_file")):
+        raise ValueError("reads or writes a file of its own")
+    for name in ("public_tests", "private_tests", "generated_tests"):
+        part = row.get(name) or {"input": [], "output": []}
+        tests += list(zip(part["input"], part["output"], strict=True))
+    if not tests:
+        raise ValueError(NO_TESTS)
+    answer = _paired([given for given, _ in tests], [expected for _, expected in tests])
+    megabytes = (row.get("memory_limit_bytes") or 0) >> 20
+    return _problem(
+        id=as_text(row.get("name")) or id,
+        prompt=contest_prompt(question, ""),
+        answer=answer | ({"memory_limit_mb": megabytes} if megabytes else {}),
+        source="code_contests",
+        meta=some_of(row, "difficulty", "cf_rating"),
+    )
+
+
 def released(prompt: str | tuple[Message, ...], truth: object, id: str, source: str) -> Problem:
     """A programming problem of the data sets released with Archer; `truth` is its ground truth.
 
@@ -151,7 +189,7 @@ def released(prompt: str | tuple[Message, ...], truth: object, id: str, source: 
 
 
 def reference(row: Row) -> str | None:
-    """The solution that a row of LeetCodeDataset, HumanEval or MBPP holds, as a model answers.
+    """The solution that a row of one of these data sets holds, as a model answers.
 
     None for rows without one. What the data set takes for given (LeetCodeDataset's imports and
     helpers, HumanEval's head) is part of it.
@@ -164,9 +202,18 @@ def reference(row: Row) -> str | None:
         program = as_text(row.get("prompt")) + row["canonical_solution"]
     elif "test_list" in row and as_text(row.get("code")):
         program = row["code"]
+    elif isinstance(row.get("solutions"), dict):
+        return _first_in_python(row["solutions"])
     else:
         return None
     return f"```python\n{program.strip()}\n```"
+
+
+def _first_in_python(solutions: Row) -> str | None:
+    """Of CodeContests, which numbers its languages."""
+    python_3 = 3
+    pairs = zip(solutions["language"], solutions["solution"], strict=True)
+    return next((f"```python\n{text}\n```" for kind, text in pairs if kind == python_3), None)
 
 
 # Tests

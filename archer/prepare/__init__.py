@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -41,11 +42,13 @@ from archer.prepare.filters import Filter
 from archer.prepare.layouts import LAYOUTS, Converted, convert_row, find_layout
 from archer.prepare.named import NAMED, Part, find_parts
 from archer.prepare.references import Tester, open_known
+from archer.terminal import Terminal
 from archer.types import Problem
 from archer.verify.policy import Policy
 from archer.verify.pool import WorkerPool
 
-Progress = Callable[[int], None]
+Advance = Callable[[int, int], None]
+"""As of `Terminal.bar`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +84,7 @@ def prepare(
     revision: str | None = None,
     filters: Mapping[str, Filter] | None = None,
     check: bool = True,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    terminal: Terminal | None = None,
 ) -> Prepared:
     """Writes problems to `out` and a card beside it, each wholly or not at all.
 
@@ -92,7 +94,7 @@ def prepare(
     revision: branch, tag or commit on the hub.
     filters: what they are called in the card -> what they leave out, in this order.
     check: whether references and tests are run, see `archer.prepare.references`.
-    progress: called with the number of rows read so far; say: with a line on what is going on.
+    terminal: hears what is going on.
     ValueError for whatever is wrong with the source, and if no row becomes a problem.
     """
     out = Path(out)
@@ -100,7 +102,8 @@ def prepare(
         raise ValueError(f"limit is {limit}; make it at least 1")
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: a problem file's name ends in .jsonl; give another --out")
-    raw = _open(source, out, limit, seed, args or {}, revision, say)
+    terminal = terminal or Terminal(quiet=True)
+    raw = _open(source, out, limit, seed, args or {}, revision, terminal)
     card = out.with_suffix(".card.md")
     if out.exists() and not card.exists():
         raise ValueError(f"{out} is there, and no card beside it: give another --out")
@@ -111,8 +114,9 @@ def prepare(
         facts["filters"] = ", ".join(filters)
     tally.dropped += raw.dropped
     tally.rows += raw.dropped.total()
-    kept = _sieve(raw.rows, (filters or {}).values(), tally, progress)
     with ExitStack() as stack:
+        advance = stack.enter_context(terminal.bar("rows", raw.expected or 0, "rows"))
+        kept = _sieve(raw.rows, (filters or {}).values(), tally, advance)
         if check:
             tester = stack.enter_context(_open_tester(out))
             problems = _tested(kept, tester, limit, tally)
@@ -190,7 +194,7 @@ def _open(
     seed: int,
     args: Mapping[str, Any],
     revision: str | None,
-    say: Callable[[str], None],
+    terminal: Terminal,
 ) -> Raw:
     name, _, detail = source.partition(":")
     if name in NAMED and not Path(source).exists():
@@ -199,7 +203,7 @@ def _open(
             if revision is not None:
                 raise ValueError(f"{source} lies here and has no revision; leave --revision out")
             return _open_files(parts, [[_input(Path(detail), out)]] * len(parts[:1]), {})
-        return _open_hub(name, parts, args, revision, say)
+        return _open_hub(name, parts, args, revision, terminal)
     if revision is not None:
         raise ValueError(f"{source} is not on the hub and has no revision; leave --revision out")
     if _is_file(source):
@@ -240,7 +244,7 @@ def _open_hub(
     parts: Sequence[Part],
     args: Mapping[str, Any],
     revision: str | None,
-    say: Callable[[str], None],
+    terminal: Terminal,
 ) -> Raw:
     from archer.data.hub import fetch
 
@@ -248,12 +252,20 @@ def _open_hub(
         raise ValueError(f"{name} is of several repositories; leave --revision out")
     facts, paths = {"source": name, "arguments": json.dumps(args)}, []
     for part in parts:
-        say(f"{part.repo}: looking for {', '.join(part.files)}")
-        found = fetch(part.repo, part.files, revision=revision)
+        with terminal.bar(f"download {part.repo}", 100, "MB") as advance:
+            found = fetch(
+                part.repo, part.files, revision=revision, progress=partial(_percent, advance)
+            )
+        if found.offline:
+            terminal.say(f"{part.repo}: the hub was not asked, this is what was downloaded before")
         licence = found.licence or "none is stated"
         facts[f"hub: {part.repo}"] = f"revision {found.revision}, licence: {licence}"
         paths.append(list(found.paths))
     return _open_files(parts, paths, facts)
+
+
+def _percent(advance: Advance, num_bytes: int, total: int) -> None:
+    advance(100 * num_bytes // max(total, 1), num_bytes // 10**6)
 
 
 def _open_files(
@@ -351,15 +363,14 @@ class Tally:
 Kept = Iterator[tuple[Place, Converted]]
 
 
-def _sieve(rows: Rows, filters: Iterable[Filter], tally: Tally, progress: Progress | None) -> Kept:
+def _sieve(rows: Rows, filters: Iterable[Filter], tally: Tally, advance: Advance) -> Kept:
     """The problems that no earlier one repeats and no filter leaves out; all others are counted."""
     filters = list(filters)
     prompts: set[bytes] = set()
     ids: set[bytes] = set()
     for place, item in rows:
         tally.rows += 1
-        if progress is not None:
-            progress(tally.rows)
+        advance(tally.rows, tally.rows)
         if isinstance(item, Dropped):
             reason: str | None = item.reason
         elif (prompt := prompt_key(item.problem.prompt)) in prompts:

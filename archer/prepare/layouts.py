@@ -13,7 +13,7 @@ from typing import Any
 
 from archer.data import code_rows
 from archer.data.problems import Row, to_line, to_problem, to_row
-from archer.data.rows import as_chat, as_text, some_of
+from archer.data.rows import as_chat, as_json, as_text, some_of
 from archer.data.sources import Dropped, Item, gsm8k_problem
 from archer.types import Message, Problem
 from archer.verify.extract import last_box
@@ -82,7 +82,26 @@ def _archer(row: Row, id: str, source: str) -> Item:
     truth = model.get("ground_truth") if isinstance(model, dict) else None
     if isinstance(extra, dict) and isinstance(extra.get("index"), int | str):
         id = f"{origin}-{extra['index']}"
-    return _by_ability(row["prompt"], truth, f"{row.get('ability', '')} {origin}", id, str(origin))
+    prompt = _unframed(row["prompt"])
+    return _by_ability(prompt, truth, f"{row.get('ability', '')} {origin}", id, str(origin))
+
+
+# DAPO-Math-17k asks for its answers in a line of their own; how to answer is the recipe's to say.
+_FRAME = re.compile(
+    r"Solve the following math problem step by step\. The last line of your response should be of "
+    r"the form Answer: \$Answer \(without quotes\) where \$Answer is the answer to the problem\.\s+"
+    r"(?P<question>.*\S)\s+Remember to put your answer on its own line after \"Answer:\"\.\s*",
+    re.DOTALL,
+)
+
+
+def _unframed(prompt: object) -> object:
+    """A prompt without the frame of DAPO-Math-17k."""
+    match prompt:
+        case [{"role": "user", "content": str(content)}]:
+            framed = _FRAME.fullmatch(content)
+            return framed["question"] if framed else prompt
+    return prompt
 
 
 def _archer_flat(row: Row, id: str, source: str) -> Item:
@@ -164,6 +183,17 @@ LAYOUTS: dict[str, Layout] = {
     "mbpp": Layout(
         fits=_has("text", "test_list"), convert=code_rows.mbpp, reference=code_rows.reference
     ),
+    "mbppplus": Layout(
+        fits=_has("prompt", "test_list", "test"),
+        convert=code_rows.mbppplus,
+        reference=code_rows.reference,
+    ),
+    "deepmind_code_contests": Layout(
+        fits=_has("description", "public_tests"),
+        convert=code_rows.deepmind_code_contests,
+        reference=code_rows.reference,
+        note="where several outputs are right, the tests know one of them",
+    ),
     "code_contests": Layout(
         fits=_has("content", "labels", "test"),
         convert=code_rows.code_contests,
@@ -189,6 +219,8 @@ def _mathematical(
 ) -> Item:
     if not prompt:
         return Dropped(reason=code_rows.NO_PROMPT)
+    if isinstance(truth, str) and truth.startswith('["'):  # Skywork-OR1 writes lists as JSON
+        truth = listed if isinstance(listed := as_json(truth), list) else truth
     answers = [_plain(answer) for answer in (truth if isinstance(truth, list) else [truth])]
     if not answers or not all(answers):
         return Dropped(reason=NO_ANSWER)

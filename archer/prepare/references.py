@@ -28,6 +28,7 @@ from archer.types import Outcome, Problem, Verdict
 from archer.verify.code import check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
+from archer.verify.verifiers import QUICK
 
 EMPTY_PROGRAM = "```python\npass\n```"
 DETAIL = 120
@@ -184,7 +185,8 @@ class Tester:
             ticket = None
             if key not in self._known.verdicts:
                 ticket = self._pool.submit(problem, trial.response, False)
-                ticket.add_done_callback(partial(self._keep, key))
+                if problem.verifier not in QUICK:  # those take less time than to be kept
+                    ticket.add_done_callback(partial(self._keep, key))
             waiting.trials.append((trial, key, ticket))
         self._waiting.append(waiting)
 
