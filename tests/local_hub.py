@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from archer.data import hub as archer_hub
 
 TOKEN = "hf_of_a_test"
 
@@ -229,3 +236,22 @@ def running() -> Iterator[Hub]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def reached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the library in this process takes for the real one, with its cache in a folder."""
+    for name in [name for name in os.environ if "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(archer_hub, "WAITS", (0.01, 0.02, 0.04))
+    close_session()
+    with running() as server:
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+        close_session()

@@ -98,11 +98,11 @@ def dapo_math_17k() -> Parts:
 # Mathematics
 
 
-def gsm8k(split: str = "test") -> Parts:
+def gsm8k(split: object = "test") -> Parts:
     """GSM8K (arXiv 2110.14168); `split` is train or test."""
-    rows = _choice("gsm8k", "split", split, {"train": 7473, "test": 1319})
-    files = (f"main/{split}-*.parquet",)
-    return (Part(name=f"gsm8k-{split}", repo="openai/gsm8k", files=files, expected=rows),)
+    name, rows = _choice("gsm8k", "split", split, {"train": 7473, "test": 1319})
+    files = (f"main/{name}-*.parquet",)
+    return (Part(name=f"gsm8k-{name}", repo="openai/gsm8k", files=files, expected=rows),)
 
 
 def math500() -> Parts:
@@ -157,12 +157,12 @@ WINDOWS = {("2024-08-01", "2025-02-01"): 279, ("2025-02-01", "2025-05-01"): 131}
 inside, so 2025-02-01 is in both."""
 
 
-def livecodebench(release: str = "v6", start: str | None = None, end: str | None = None) -> Parts:
+def livecodebench(release: object = "v6", start: object = None, end: object = None) -> Parts:
     """LiveCodeBench (arXiv 2403.07974); `start` and `end` are dates of contests, both inside."""
-    rows = _choice("livecodebench", "release", release, RELEASES)
-    files = ["test.jsonl", *(f"test{n}.jsonl" for n in range(2, int(release[1:]) + 1))]
+    version, rows = _choice("livecodebench", "release", release, RELEASES)
+    files = ["test.jsonl", *(f"test{n}.jsonl" for n in range(2, int(version[1:]) + 1))]
     first, last = _date("start", start), _date("end", end)
-    window = WINDOWS.get((start or "", end or "")) if release == "v6" else None
+    window = WINDOWS.get((first, last)) if version == "v6" else None
     bounded = start is not None or end is not None
     return (
         Part(
@@ -175,15 +175,15 @@ def livecodebench(release: str = "v6", start: str | None = None, end: str | None
     )
 
 
-def _date(name: str, text: str | None) -> str:
+def _date(name: str, text: object) -> str:
     """A date of ISO 8601; one that is left out lies before or behind all others."""
     if text is None:
         return "" if name == "start" else "9999"
     try:
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+        if not isinstance(text, str) or not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
             raise ValueError("not of ten characters")
         date.fromisoformat(text)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
             f"livecodebench: {name} is {text!r} ({error}); write a date as 2025-02-01"
         ) from error
@@ -220,25 +220,28 @@ def mbpp_plus() -> Parts:
     return (Part(name="mbppplus", repo=repo, files=files, expected=378),)
 
 
-def leetcode(split: str = "train") -> Parts:
+def leetcode(split: object = "train") -> Parts:
     """LeetCodeDataset (arXiv 2504.14655); `split` is train or test."""
-    rows = _choice("leetcode", "split", split, {"train": 2641, "test": 228})
-    files = (f"LeetCodeDataset-v0.3.1-{split}.jsonl",)
+    name, rows = _choice("leetcode", "split", split, {"train": 2641, "test": 228})
+    files = (f"LeetCodeDataset-v0.3.1-{name}.jsonl",)
     repo = "newfacade/LeetCodeDataset"
-    return (Part(name=f"leetcode-{split}", repo=repo, files=files, expected=rows),)
+    return (Part(name=f"leetcode-{name}", repo=repo, files=files, expected=rows),)
 
 
-def code_contests(split: str = "train") -> Parts:
+def code_contests(split: object = "train") -> Parts:
     """CodeContests (AlphaCode, arXiv 2203.07814); `split` is train, valid or test."""
-    rows = _choice("code-contests", "split", split, {"train": 13328, "valid": 117, "test": 165})
-    repo, files = "deepmind/code_contests", (f"data/{split}-*.parquet",)
-    return (Part(name=f"code-contests-{split}", repo=repo, files=files, expected=rows),)
+    name, rows = _choice(
+        "code-contests", "split", split, {"train": 13328, "valid": 117, "test": 165}
+    )
+    repo, files = "deepmind/code_contests", (f"data/{name}-*.parquet",)
+    return (Part(name=f"code-contests-{name}", repo=repo, files=files, expected=rows),)
 
 
-def _choice(source: str, arg: str, value: object, known: Mapping[str, int]) -> int:
+def _choice(source: str, arg: str, value: object, known: Mapping[str, int]) -> tuple[str, int]:
+    """The value that was given, and how many rows it stands for."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{source}: {arg} is {value!r}; make it one of {', '.join(known)}")
-    return known[value]
+    return value, known[value]
 
 
 NAMED: dict[str, Callable[..., Parts]] = {

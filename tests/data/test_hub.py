@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import close_session, constants, scan_cache_dir
+from huggingface_hub import constants, scan_cache_dir
 
-from archer.data import hub as archer_hub
 from archer.data.hub import Fetched, fetch
-from tests.local_hub import TOKEN, Hub, Request, running
+from tests.local_hub import TOKEN, Hub, Request, reached
 
 BIG = random.Random(7).randbytes(3_000_000)
 FILES = {
@@ -38,22 +37,9 @@ REPO = "some/sums"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with one data set, which the library in this process takes for the real one."""
-    for name in [name for name in os.environ if "proxy" in name.lower()]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(archer_hub, "WAITS", (0.01, 0.02, 0.04))
-    close_session()
-    with running() as server:
+    with reached(tmp_path, monkeypatch) as server:
         server.commit(REPO, FILES)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield server
-        close_session()
 
 
 def refusal(*patterns: str, repo: str = REPO, revision: str | None = None) -> str:
