@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from archer.types import Problem, Verdict
 from archer.verify.code import chosen_tests, judge_program, same_tokens, same_value
 from archer.verify.policy import Policy
 from archer.verify.sandbox.client import Limits, Sandbox
+from archer.verify.sandbox.servers import STACK_BYTES
 from archer.verify.verifiers import verify
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
@@ -476,6 +478,21 @@ def test_a_fork_server_that_dies_loses_no_verdict() -> None:
             os.kill(servers()[kill].pid, signal.SIGKILL)
             right = "print(sum(map(int, input().split())))"
             assert judged(sandbox, ADD, right).outcome == "correct"
+
+
+def test_a_fork_server_has_a_large_stack_and_its_starter_keeps_its_own() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    own = 8 << 20 if hard == resource.RLIM_INFINITY else min(8 << 20, hard)
+    large = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    said = "import resource\nprint(resource.getrlimit(resource.RLIMIT_STACK)[0])"
+    answer = {"kind": "stdin", "tests": [{"input": "", "output": str(large)}]}
+    resource.setrlimit(resource.RLIMIT_STACK, (own, hard))
+    try:
+        with Sandbox() as sandbox:
+            assert judged(sandbox, answer, said).outcome == "correct"
+        assert resource.getrlimit(resource.RLIMIT_STACK) == (own, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def test_a_server_that_ends_leaves_no_descriptor_of_a_run_that_heard_nothing() -> None:

@@ -23,7 +23,10 @@ ATTEMPTS = {
     "read a file of the machine": "open('/etc/passwd').read()",
     "list the home folders": "import os\nassert os.listdir('/home') or os.listdir('/root')",
     "look at other processes": "import os\nassert os.listdir('/proc')",
-    "write beside the library": "import os\nopen(os.path.dirname(os.__file__) + '/x.py', 'w')",
+    "write beside the library": (
+        "import os\nx = os.path.dirname(os.__file__) + '/archer_attempt.py'\n"
+        "open(x, 'x').close()\nos.remove(x)"  # where it succeeds, too, nothing is left
+    ),
     "fill the disk": "import os\nf = open('x', 'wb')\nfor i in range(200): f.write(bytes(2**20))",
     "signal its parent": "import os\nassert os.getppid() > 1\nos.kill(os.getppid(), 0)",
     "signal everything": "import os\nassert os.getpid() > 1\nos.kill(-1, 0)",

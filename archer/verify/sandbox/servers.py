@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ class ForkServer:
             f"import sys; sys.path.insert(0, {source!r}); "
             "from archer.verify.sandbox.server import main; main()"
         )
-        _raise_stack()
-        with theirs:
+        with theirs, _large_stack():
             self._process = subprocess.Popen(
                 [_interpreter(), "-P", "-s", "-S", "-B", "-c", boot, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -160,12 +160,19 @@ def _map_users(pid: int) -> None:
             raise SandboxFault(f"{name}: {fault.strerror}") from None
 
 
-def _raise_stack() -> None:
-    """For deep recursion: how far a stack may grow is decided when an interpreter starts."""
+@contextmanager
+def _large_stack() -> Iterator[None]:
+    """For deep recursion: how far a stack may grow is decided when an interpreter starts.
+
+    Afterwards this process has its own limit again, which all else that it starts inherits.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    if soft != wanted:
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 @functools.cache
