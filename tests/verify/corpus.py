@@ -118,7 +118,7 @@ _stdin(
 _stdin(
     "bomb",
     "starts processes by posix_spawn and subprocess",
-    "wrong",
+    "correct",
     """
     import os, subprocess
     done = 0
@@ -127,14 +127,13 @@ _stdin(
         lambda: subprocess.run(["true"]),
         lambda: os.system("true") and 1 / 0,
         lambda: os.execv("/bin/sh", ["sh"]),
-        lambda: os.vfork(),
     ):
         try:
             way()
             done += 1
         except Exception:
             pass
-    print("started", done)
+    print(done or sum(map(int, input().split())))
     """,
     not_at="weak",
 )
@@ -242,6 +241,7 @@ _stdin(
         pass
     print(sum(map(int, input().split())) if written < 2**27 else written)
     """,
+    time_limit_s=3,
     not_at="weak",  # its scratch folder is on the disk
 )
 _stdin(
@@ -249,6 +249,7 @@ _stdin(
     "one file too large",
     "crashed",
     "open('x', 'wb').write(b'x' * (100 << 20))",
+    time_limit_s=3,
     memory_limit_mb=512,
 )
 _stdin(
@@ -603,10 +604,10 @@ _call(
     """
     import os, threading
     def add(a, b):
-        threading.Timer(0.1, os._exit, (0,)).start()
+        threading.Timer(1.0, os._exit, (0,)).start()
         return a + b
     """,
-    checker="import time\ndef check(a, b, c):\n    time.sleep(0.3)\n    return True",
+    checker="import time\ndef check(a, b, c):\n    time.sleep(1.3)\n    return True",
 )
 
 # --- cheats ---
@@ -837,26 +838,6 @@ _stdin(
 )
 _stdin(
     "cheat",
-    "kills all that it can",
-    "wrong",
-    """
-    import ctypes, os, signal
-    libc, own = ctypes.CDLL(None), os.getpid()
-    for pid in [0, -1, -own, os.getppid(), *range(2, 400)]:
-        if pid != own:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                print("killed", pid)
-            except OSError:
-                pass
-            libc.ptrace(16, pid, 0, 0)
-    libc.prctl(1, 0, 0, 0, 0)
-    print("done")
-    """,
-    not_at="weak",  # it may kill its own process group
-)
-_stdin(
-    "cheat",
     "is killed by a limit that it has set itself",
     "limit crashed",
     """
@@ -884,31 +865,6 @@ _stdin(
     ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
     """,
     not_at="weak",
-)
-_stdin(
-    "cheat",
-    "writes over the interpreter and the grader",
-    "wrong",
-    """
-    import os, sys
-    written = []
-    for folder in [*sys.path, *map(os.path.dirname, filter(None, (
-        getattr(m, "__file__", None) for m in sys.modules.values()))), "/", "/etc", "/usr/bin"]:
-        try:
-            with open(os.path.join(folder, "archer_was_here.py"), "w") as file:
-                file.write("x")
-            written.append(folder)
-        except OSError:
-            pass
-    for module in list(sys.modules.values()):
-        try:
-            os.chmod(module.__file__, 0o644)
-            open(module.__file__, "r+b").close()
-            written.append(module.__file__)
-        except (OSError, AttributeError, TypeError):
-            pass
-    print(written or "nothing")
-    """,
 )
 _call(
     "cheat",
@@ -1816,6 +1772,61 @@ _reach(
     for folder in (".", "/tmp", "/var/tmp", "/dev/shm"):
         look(folder, lambda: open(folder + "/left_by_another", "w").close())
     """,
+)
+
+_stdin(
+    "reach",
+    "kills all that it can",
+    "correct",
+    """
+    import ctypes, os, signal
+    libc, own = ctypes.CDLL(None), os.getpid()
+    killed = []
+    for pid in [0, -1, -own, os.getppid(), *range(2, 400)]:
+        if pid != own:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            except OSError:
+                pass
+            libc.ptrace(16, pid, 0, 0)
+    libc.prctl(1, 0, 0, 0, 0)
+    print(killed or sum(map(int, input().split())))
+    """,
+    not_at="weak",  # it may kill its own process group
+)
+# What it does where it can, it undoes: a file is removed, and a mode set to what it was.
+_stdin(
+    "reach",
+    "writes over the interpreter and the grader",
+    "correct",
+    """
+    import os, sys
+    written = []
+    for folder in filter(None, [*sys.path, *map(os.path.dirname, filter(None, (
+        getattr(m, "__file__", None) for m in sys.modules.values()))), "/", "/etc", "/usr/bin"]):
+        try:
+            path = os.path.join(folder, "archer_was_here.py")
+            with open(path, "w") as file:
+                file.write("x")
+            written.append(folder)
+            os.remove(path)
+        except OSError:
+            pass
+    for module in list(sys.modules.values()):
+        try:
+            os.chmod(module.__file__, os.stat(module.__file__).st_mode & 0o7777)
+            written.append(module.__file__)
+        except (OSError, AttributeError, TypeError):
+            pass
+        try:
+            open(module.__file__, "r+b").close()
+            written.append(module.__file__)
+        except (OSError, AttributeError, TypeError):
+            pass
+    print(written or sum(map(int, input().split())))
+    """,
+    not_at="weak",
 )
 
 # --- mistakes ---
