@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,12 +21,16 @@ import pytest
 from archer.cores import num_cores
 from archer.types import Problem, Verdict
 from archer.verify.code import ASSERT_FACTOR, wall_seconds
-from archer.verify.policy import Policy
-from archer.verify.pool import WorkerPool
+from archer.verify.policy import Level, Policy
+from archer.verify.pool import Ticket, WorkerPool
+from archer.verify.sandbox.client import MAX_WAITING
 from archer.verify.sandbox.server import SCRATCH
 from tests.verify.corpus import ENTRIES, GROUPS, SECRET, Entry
+from tests.verify.processes import orphans, sandbox_processes
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux")
+pytestmark = pytest.mark.usefixtures("needs_sandbox")
+
+NeedsLevel = Callable[[Level], None]
 
 SECONDS = 300.0
 """How long a verdict may take on a busy machine before a test gives up."""
@@ -35,13 +38,14 @@ SPARE_SECONDS = 2.0
 SHARE = 6
 """Programs of a group in the seeded part, and as many again of the cheats and the honest ones."""
 NOBODY = 65534
-SERVER = "archer.verify.sandbox.server"
+WORKERS = 2
+"""Of the pool whose fork servers are killed: no more responses are on their way at a time."""
 FIXED = [entry for entry in ENTRIES if len(entry.allowed) == 1 and entry.group != "hang"]
-"""Programs whose outcome no clock decides, not even the kernel's."""
+"""Programs with one outcome, whatever the load."""
 
 
 def part(seed: int, entries: Sequence[Entry] = ENTRIES) -> list[Entry]:
-    """A few programs of every group, hanging ones fewer: each takes its wall time."""
+    """A few programs of every group, the same for a seed."""
     draw = random.Random(seed)
     chosen = []
     for group in GROUPS:
@@ -57,12 +61,15 @@ def problem(entry: Entry) -> Problem:
 
 
 def judge(pool: WorkerPool, entries: Iterable[Entry]) -> dict[str, Verdict]:
+    return {name: ticket.result(SECONDS) for name, ticket in submit(pool, entries).items()}
+
+
+def submit(pool: WorkerPool, entries: Iterable[Entry]) -> dict[str, Ticket]:
     pool.ledger()
-    tickets = {
+    return {
         problem(entry).id: pool.submit(problem(entry), entry.response, entry.in_thought)
         for entry in entries
     }
-    return {name: ticket.result(SECONDS) for name, ticket in tickets.items()}
 
 
 def failures(entries: Iterable[Entry], verdicts: dict[str, Verdict]) -> list[str]:
@@ -79,13 +86,19 @@ def failures(entries: Iterable[Entry], verdicts: dict[str, Verdict]) -> list[str
     return found
 
 
-def late(entries: Iterable[Entry], verdicts: dict[str, Verdict]) -> list[str]:
-    """Whose verdict came after the wall backstop: what all calls of asserts may take is its own."""
+def late(
+    entries: Iterable[Entry], verdicts: dict[str, Verdict], *, waiting: float = 1.0
+) -> list[str]:
+    """Whose verdict came after the wall backstop: what all calls of asserts may take is its own.
+
+    waiting: times that, for those that may have had to wait for a core.
+    """
     found = []
     for entry in entries:
-        most = wall_seconds(entry.answer["time_limit_s"]) + SPARE_SECONDS
+        most = wall_seconds(entry.answer["time_limit_s"])
         if entry.answer["kind"] == "assert":
             most += ASSERT_FACTOR * entry.answer["time_limit_s"]
+        most = waiting * most + SPARE_SECONDS
         if (seconds := verdicts[problem(entry).id].seconds) > most:
             found.append(f"{problem(entry).id}: {seconds:.1f} s, and {most:.1f} s at most")
     return found
@@ -104,19 +117,15 @@ def traces() -> dict[str, set[str]]:
     ]
     return {
         "processes": {str(process.pid) for process in psutil.Process().children(recursive=True)},
-        "processes of the sandbox": set(map(str, sandbox_processes(os.getpid()))),
+        "orphans": {str(process.pid) for process in orphans()},
         "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
         "ipc": set(ipc),
         "files": {path for folder in folders for path in _of_programs(folder)},
         "connections": {
             str((c.laddr, c.raddr, c.status)) for c in psutil.Process().net_connections("inet")
         },
-        "descriptors": set(os.listdir("/proc/self/fd")) if num_threads() == 1 else set(),
+        "descriptors": set(os.listdir("/proc/self/fd")),
     }
-
-
-def num_threads() -> int:
-    return threading.active_count()
 
 
 def _of_programs(folder: str) -> list[str]:
@@ -137,32 +146,16 @@ def _owner(entry: os.DirEntry[str]) -> int:
     return entry.stat(follow_symlinks=False).st_uid
 
 
-def sandbox_processes(above: int) -> list[int]:
-    """Fork servers and their runs, in all of /proc, whose tests are these."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            environment = Path(f"/proc/{name}/environ").read_bytes()
-            command = Path(f"/proc/{name}/cmdline").read_bytes()
-            if SERVER.encode() in command and _is_below(int(name), above, environment):
-                found.append(int(name))
-    return found
-
-
-def _is_below(pid: int, above: int, environment: bytes) -> bool:
-    """Whether a process belongs to one, or to nobody any more: other tests may run beside these."""
-    with suppress(psutil.Error):
-        parents = [parent.pid for parent in psutil.Process(pid).parents()]
-        return above in parents or parents in ([], [1])
-    return False
-
-
 @contextmanager
 def nothing_left() -> Iterator[None]:
+    alone = threading.active_count() == 1  # other threads open and close descriptors of their own
     before = traces()
     yield
     deadline = time.monotonic() + 20.0
-    while more := {what: found - before[what] for what, found in traces().items()}:
+    while True:
+        more = {what: found - before[what] for what, found in traces().items()}
+        if not alone or threading.active_count() > 1:
+            del more["descriptors"]
         if not any(more.values()) or time.monotonic() > deadline:
             break
         time.sleep(0.05)  # the kernel ends what is below a process that was killed
@@ -186,15 +179,17 @@ def test_the_corpus_has_enough_of_every_class_and_kind() -> None:
 
 
 def test_a_part_of_the_corpus_is_judged_in_time_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, needs_level: NeedsLevel
 ) -> None:
+    needs_level("full")
     judged_cleanly(part(seed=1), monkeypatch)
 
 
 @pytest.mark.full
 def test_the_whole_corpus_is_judged_in_time_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, needs_level: NeedsLevel
 ) -> None:
+    needs_level("full")
     judged_cleanly(ENTRIES, monkeypatch)
 
 
@@ -204,16 +199,35 @@ def judged_cleanly(entries: Sequence[Entry], monkeypatch: pytest.MonkeyPatch) ->
         verdicts = judge(pool, entries)
         assert pool.ledger()["verify/workers_lost"] == 0
     assert failures(entries, verdicts) == []
-    assert late(entries, verdicts) == []
     levels = {verdict.sandbox for verdict in verdicts.values() if verdict.outcome != "no_answer"}
     assert levels == {"full"}
+    # All cores were taken, by this pool and by tests beside this one. A program that waits for one
+    # is given longer; the backstop itself is for those that had a core, so whoever was late by
+    # that is judged once more, alone.
+    assert late(entries, verdicts, waiting=MAX_WAITING) == []
+    slow = [entry for entry in entries if late([entry], verdicts)]
+    assert late(slow, judged_alone(slow)) == []
+
+
+def judged_alone(entries: Sequence[Entry]) -> dict[str, Verdict]:
+    """By one worker whose fork servers, with numpy and without, have started before."""
+    answer = {"kind": "stdin", "tests": [{"input": "", "output": ""}]}
+    with WorkerPool(workers=1) as pool:
+        for program in ("pass", "import numpy"):
+            asked = Problem(id=program, prompt="?", verifier="code", answer=answer)
+            started = pool.submit(asked, f"```python\n{program}\n```", False).result(SECONDS)
+            assert started.outcome == "correct"
+        return judge(pool, entries)
 
 
 # --- under load, and when servers die ---
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_outcomes_are_the_same_in_any_order_and_under_load(rounds: int) -> None:
+def test_outcomes_are_the_same_in_any_order_and_under_load(
+    rounds: int, needs_level: NeedsLevel
+) -> None:
+    needs_level("full")
     entries = part(seed=2, entries=FIXED) if rounds < 20 else FIXED
     draw = random.Random(3)
     spin = [sys.executable, "-c", "while True: pass"]
@@ -230,73 +244,72 @@ def test_outcomes_are_the_same_in_any_order_and_under_load(rounds: int) -> None:
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(6, marks=pytest.mark.full)])
-def test_fork_servers_that_are_killed_cost_no_verdict(rounds: int) -> None:
+def test_fork_servers_that_are_killed_cost_no_verdict(rounds: int, needs_level: NeedsLevel) -> None:
+    needs_level("full")
     entries = [entry for entry in FIXED if entry.group != "form"]
     entries = random.Random(4).sample(entries, 60) if rounds == 3 else entries
-    draw, over, killed = random.Random(5), threading.Event(), []
-
-    def kill() -> None:
-        while not over.wait(0.25):
-            if servers := server_processes():
-                with suppress(ProcessLookupError):
-                    os.kill(draw.choice(servers), signal.SIGKILL)
-                    killed.append(True)
-
-    with WorkerPool(workers=num_cores()) as pool:
-        killer = threading.Thread(target=kill)
-        killer.start()
-        try:
-            for _ in range(rounds):
-                verdicts = judge(pool, entries)
-                assert failures(entries, verdicts) == []
-                assert {verdict.sandbox for verdict in verdicts.values()} == {"full"}
-        finally:
-            over.set()
-            killer.join()
-    assert killed
+    draw, others, killed = random.Random(5), sandbox_processes(), 0
+    with WorkerPool(workers=WORKERS) as pool:
+        for _ in range(rounds):
+            tickets = submit(pool, entries)
+            killed += kill_servers(list(tickets.values()), draw, others)
+            verdicts = {name: ticket.result(SECONDS) for name, ticket in tickets.items()}
+            assert failures(entries, verdicts) == []
+            assert {verdict.sandbox for verdict in verdicts.values()} == {"full"}
+    assert killed > rounds
 
 
-def test_a_run_that_somebody_else_kills_is_an_error_at_once() -> None:
+def kill_servers(
+    tickets: list[Ticket], draw: random.Random, others: Container[psutil.Process]
+) -> int:
+    """Kills a fork server now and then while responses are judged; returns how many.
+
+    Responses are begun in their order, and a next server is killed when all that can have been on
+    their way have their verdicts. So none is met twice, however slow the machine: tries are few.
+    Links are spared: a server without one goes on, and is found no more.
+    """
+    killed, settled = 0, 5
+    while settled < len(tickets):
+        deadline = time.monotonic() + SECONDS
+        while not all(ticket.done() for ticket in tickets[:settled]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        servers = [p for p, above in sandbox_processes().items() if above == 1 and p not in others]
+        settled = sum(ticket.done() for ticket in tickets) + WORKERS + 3
+        if servers:  # or those that were killed are not yet replaced
+            with suppress(psutil.NoSuchProcess):
+                draw.choice(servers).kill()
+                killed += 1
+    return killed
+
+
+def test_a_run_that_somebody_else_kills_is_an_error_at_once(needs_level: NeedsLevel) -> None:
+    needs_level("full")
     answer = {"kind": "stdin", "tests": [{"input": "", "output": ""}], "time_limit_s": 50}
     asked = Problem(id="killed", prompt="?", verifier="code", answer=answer)
+    others = sandbox_processes()
     with WorkerPool(workers=1) as pool:
         ticket = pool.submit(asked, "```python\nimport time\ntime.sleep(150)\n```", False)
-        while not (runs := [r for s in server_processes() for r in _children(s, 2)]):
+        runs: list[psutil.Process] = []
+        while not runs:
             assert not ticket.done(), ticket.result()
             time.sleep(0.1)
-        time.sleep(1.0)  # until it is confined and sleeps
-        os.kill(runs[0], signal.SIGKILL)
-        verdict = ticket.result(20.0)
+            found = sandbox_processes().items()
+            runs = [process for process, above in found if above == 2 and process not in others]
+        runs[0].kill()
+        verdict = ticket.result(SECONDS)
     assert verdict.outcome == "error" and "killed" in verdict.detail
-
-
-def _children(pid: int, depth: int) -> list[int]:
-    with suppress(psutil.Error):
-        link = psutil.Process(pid)
-        if depth == 1:
-            return [child.pid for child in link.children()]
-        return [found for child in link.children() for found in _children(child.pid, depth - 1)]
-    return []
-
-
-def server_processes() -> list[int]:
-    """Fork servers of this process's workers, and the link that each has to its worker."""
-    found = []
-    with suppress(psutil.Error):
-        for worker in psutil.Process().children():
-            for link in worker.children():
-                found += [link.pid, *(server.pid for server in link.children())]
-    return found
 
 
 # --- other levels, other users ---
 
 
 def test_at_level_restricted_honest_programs_and_cheats_get_the_same(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, needs_level: NeedsLevel
 ) -> None:
     """But for those marked: it has no scratch folder, counts no threads, and shows names of files
     and numbers of processes."""
+    needs_level("restricted")
     monkeypatch.setenv("ARCHER_TEST_TOKEN", SECRET)
     entries = weaker_part("restricted")
     with nothing_left(), WorkerPool(workers=1, policy=Policy(sandbox="restricted")) as pool:
@@ -305,7 +318,10 @@ def test_at_level_restricted_honest_programs_and_cheats_get_the_same(
     assert {v.sandbox for v in verdicts.values() if v.outcome != "no_answer"} == {"restricted"}
 
 
-def test_at_level_restricted_no_file_of_the_machine_is_changed(tmp_path: Path) -> None:
+def test_at_level_restricted_no_file_of_the_machine_is_changed(
+    tmp_path: Path, needs_level: NeedsLevel
+) -> None:
+    needs_level("restricted")
     file = tmp_path / "file"
     file.write_text("mine")
     file.chmod(0o600)
@@ -313,12 +329,14 @@ def test_at_level_restricted_no_file_of_the_machine_is_changed(tmp_path: Path) -
     program = f"""
 import os
 done, path = [], {str(file)!r}
+library = os.open(os.__file__, os.O_RDONLY)
+own = os.fstat(library)  # set to what they are: it must not matter if this does succeed
 for way in (
     lambda: os.chmod(path, 0o4777), lambda: os.utime(path, (1, 1)), lambda: os.truncate(path, 0),
     lambda: os.unlink(path), lambda: os.rename(path, path + "2"), lambda: os.link(path, path + "3"),
     lambda: os.symlink(path, path + "4"), lambda: os.mkdir(path + "5"), lambda: open(path).read(),
-    lambda: os.fchmod(os.open(os.__file__, os.O_RDONLY), 0o644),
-    lambda: os.utime(os.open(os.__file__, os.O_RDONLY), (1, 1)),
+    lambda: os.fchmod(library, own.st_mode & 0o7777),
+    lambda: os.utime(library, ns=(own.st_atime_ns, own.st_mtime_ns)),
     lambda: os.open(path, os.O_RDONLY | os.O_TRUNC),
 ):
     try:
@@ -351,10 +369,14 @@ import dataclasses, json, os, sys
 from archer.types import Problem
 from archer.verify.policy import Policy
 from archer.verify.pool import WorkerPool
+from archer.verify.sandbox.selftest import try_level
 from tests.verify.corpus import ENTRIES
 
 if __name__ == "__main__":
     level, names = sys.argv[1], json.loads(sys.stdin.read())
+    fault = try_level(level).fault
+    if fault:
+        names = []
     rights = [line for line in open("/proc/self/status") if line.startswith("CapEff")]
     with WorkerPool(workers=2, policy=Policy(sandbox=level)) as pool:
         tickets = {}
@@ -365,12 +387,12 @@ if __name__ == "__main__":
                 tickets[asked.id] = pool.submit(asked, e.response, e.in_thought)
         verdicts = {n: dataclasses.asdict(t.result(300)) for n, t in tickets.items()}
     print(json.dumps({"user": os.getuid(), "rights": int(rights[0].split()[1], 16),
-                      "verdicts": verdicts}))
+                      "fault": fault, "verdicts": verdicts}))
 """
 
 
 def as_ordinary_user(entries: Sequence[Entry], level: str) -> dict[str, Verdict]:
-    """The verdicts of a pool in a process without rights; skips where no interpreter can be one."""
+    """The verdicts of a pool in a process without rights; skips where that can't be had."""
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": ()} if os.getuid() == 0 else {}
     source = str(Path(__file__).parents[2])
     libraries = str(Path(np.__file__).parents[1])
@@ -390,7 +412,10 @@ def as_ordinary_user(entries: Sequence[Entry], level: str) -> dict[str, Verdict]
             done = subprocess.run(
                 [python, "-c", AS_ANOTHER, level], **run, input=names, check=False
             )  # type: ignore[call-overload]
+            assert done.returncode == 0, done.stderr
             said = json.loads(done.stdout)
+            if said["fault"]:
+                pytest.skip(f"level {level} is not to be had without rights: {said['fault']}")
             assert said["user"] != 0 and said["rights"] == 0
             return {name: Verdict(**verdict) for name, verdict in said["verdicts"].items()}
     pytest.skip("no interpreter of this version that the user nobody can run with numpy")
@@ -418,58 +443,3 @@ def test_at_level_weak_honest_programs_and_cheats_get_the_same() -> None:
     """But for those marked: it lets processes be made and sockets be opened, and shows files."""
     entries = weaker_part("weak")
     assert failures(entries, as_ordinary_user(entries, "weak")) == []
-
-
-# --- problems that are broken themselves ---
-
-SOLVED = "```python\ndef add(a, b):\n    return a + b\n```"
-BROKEN_TESTS = {
-    "does not compile": "assert add(2, 3) ==",
-    "never calls the program": "assert 2 + 3 == 5",
-    "raises before a call": "1 / 0\nassert add(2, 3) == 5",
-    "asserts nothing": "add(2, 3)\nprint(add(2, 3))",
-    "spins before a call": "while True: pass\nassert add(2, 3) == 5",
-    "ends itself": "import os\nadd(2, 3)\nos._exit(0)\nassert 0",
-    "returns outside a function": "assert add(2, 3) == 5\nreturn",
-    "is empty": "",
-    "takes all memory": "x = [0] * 10**10\nassert add(2, 3) == 5",
-}
-BROKEN_CHECKERS = {
-    "does not compile": "def check(",
-    "has no check": "def chek(given, output, expected): return True",
-    "raises when loaded": "1 / 0",
-    "raises when called": "def check(given, output, expected): return undefined",
-    "takes no arguments": "def check(): return True",
-    "spins": "def check(given, output, expected):\n    while True: pass",
-    "ends itself": "import os\ndef check(given, output, expected): os._exit(0)",
-    "says nothing": "def check(given, output, expected): output == expected",
-    "says a text": "def check(given, output, expected): return 'no'",
-}
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(workers=1) as opened:
-        yield opened
-
-
-@pytest.mark.parametrize("name", BROKEN_TESTS)
-def test_broken_test_code_is_an_error(pool: WorkerPool, name: str) -> None:
-    answer = {"kind": "assert", "code": BROKEN_TESTS[name], "time_limit_s": 0.5}
-    verdict = judged(pool, name, answer, SOLVED)
-    assert verdict.outcome == "error", verdict
-
-
-@pytest.mark.parametrize("kind", ["stdin", "call"])
-@pytest.mark.parametrize("name", BROKEN_CHECKERS)
-def test_a_broken_checker_is_an_error(pool: WorkerPool, name: str, kind: str) -> None:
-    answer = {"kind": kind, "name": "add", "checker": BROKEN_CHECKERS[name], "time_limit_s": 0.5}
-    test = {"input": "", "output": "5"} if kind == "stdin" else {"input": [2, 3], "output": 5}
-    program = SOLVED.replace("\n```", "\nprint(add(2, 3))\n```")
-    verdict = judged(pool, name, answer | {"tests": [test]}, program)
-    assert verdict.outcome == "error", verdict
-
-
-def judged(pool: WorkerPool, name: str, answer: dict[str, object], response: str) -> Verdict:
-    asked = Problem(id=name, prompt="?", verifier="code", answer=answer)
-    return pool.submit(asked, response, False).result(SECONDS)
