@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from archer.types import Problem, Verdict
 from archer.verify.code import chosen_tests, judge_program, same_tokens, same_value
-from archer.verify.policy import Policy
+from archer.verify.policy import Level, Policy
 from archer.verify.sandbox.client import Limits, Sandbox
 from archer.verify.sandbox.servers import STACK_BYTES
 from archer.verify.verifiers import verify
@@ -501,6 +501,16 @@ def test_a_fork_server_that_dies_loses_no_verdict(place: int) -> None:
         right = "print(sum(map(int, input().split())))"
         assert judged(sandbox, ADD, right).outcome == "correct"
         assert ours[place] not in sandbox_processes()
+
+
+def test_a_fork_server_ends_with_the_process_above_it(needs_level: Callable[[Level], None]) -> None:
+    needs_level("full")
+    others = sandbox_processes()
+    with Sandbox("full") as sandbox:
+        assert judged(sandbox, ADD, "print(5)").outcome == "wrong"
+        link, server = (process for process in sandbox_processes() if process not in others)
+        link.kill()
+        server.wait(30.0)  # by the kernel: the control socket is still open
 
 
 def test_a_fork_server_has_a_large_stack_and_its_starter_keeps_its_own() -> None:

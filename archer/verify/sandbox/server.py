@@ -125,9 +125,9 @@ def _prepare(control: socket.socket, setup: Message) -> State:
         confine.adopt_orphans()
     if os.getuid() == 0 and level != "restricted":
         confine.become_nobody()  # but without a root of its own nobody may not reach the libraries
+    confine.die_with_parent()  # a change of user has undone it
     if level != "full":
         confine.drop_capabilities()
-        confine.die_with_parent()  # a change of user has undone it
         if not os.access(os.__file__, os.R_OK):  # imports would fail, by no program's fault
             raise OSError(f"the user nobody can't read {os.__file__}")
     confine.hide()
