@@ -6,7 +6,7 @@ For each number of ranks it writes OUT/released-SIZE (a file a rank, as verl doe
 OUT/half-SIZE (the same in bfloat16), OUT/ours-SIZE (torch.distributed.checkpoint), OUT/nested-SIZE
 (the same beside other things) and, for 2 or more, OUT/replicas-SIZE (a mesh of copies and shards)
 and OUT/meshless-SIZE (ShardedTensors, as FSDP's first version writes them without a mesh).
-The vocabulary is odd, and keys have fewer rows than there are ranks.
+Keys have fewer rows than there are ranks.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from torch.multiprocessing.spawn import start_processes
 from archer.model.tiny import tiny_model
 
 VOCABULARY = 67
+"""Odd, so that no number of ranks divides the embedding's rows."""
 
 
-def model() -> Any:
+def model(*, tied: bool = True) -> Any:
     return tiny_model(
-        "qwen2", tied=True, vocabulary=VOCABULARY, layers=1, heads=2, kv_heads=1, head_dim=2
+        "qwen2", tied=tied, vocabulary=VOCABULARY, layers=1, heads=2, kv_heads=1, head_dim=2
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from contextlib import closing
@@ -37,6 +36,7 @@ from archer.train import train
 from archer.types import Completion, Group, Outcome, Problem, Rollout, Verdict
 from archer.verify.policy import Policy
 from archer.verify.verifiers import verify
+from tests.children import child_environment
 
 ROOT = Path(__file__).parents[1]
 QUIET = Terminal(quiet=True)
@@ -477,8 +477,8 @@ def test_mistake_42_a_command_that_failed_says_so_by_its_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-m", "archer.cli", "grade", "absent.jsonl", "--out", "out.jsonl"]
-    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True).returncode == 2
+    done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True)
+    assert done.returncode == 2
     assert main(["eval", "tiny", "--problems", str(tmp_path / "absent.jsonl")]) == 2
     # A fault that is nobody's input is not swallowed: Python ends with 1.
     (tmp_path / "faulty_loss.py").write_text("def loss(*tokens):\n    return 1 / 0\n")

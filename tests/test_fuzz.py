@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from archer.cli import main
 from archer.types import OUTCOMES
+from tests.children import child_environment
+from tests.needs import needs_sandbox
 
 FRAGMENTS = (
     "<think> </think> ```python\n ``` \n```\n ```json\n ~~~ \\boxed{ } { \\frac{ \\sqrt[3]{ ^{ _{ "
@@ -98,9 +101,12 @@ def _mutated(rng: random.Random, program: str) -> str:
 
 def grade(file: Path, out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "archer.cli", "grade", str(file), "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=file.parent, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=file.parent, env=child_environment()
+    )
 
 
+@needs_sandbox
 @pytest.mark.parametrize(
     "rows", [300, pytest.param(10_000, marks=pytest.mark.full)], ids=["some", "many"]
 )
@@ -133,14 +139,15 @@ def _broken(rng: random.Random, line: str) -> bytes:
     return bytes(data).replace(b"\n", b"")
 
 
-def test_a_row_that_is_broken_is_named_before_anything_is_judged(tmp_path: Path) -> None:
+def test_a_row_that_is_broken_is_named_before_anything_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = random.Random(0)
     for number in range(12):
         lines = [json.dumps(row(rng, i)).encode() for i in range(5)]
         lines[3] = b"{" + _broken(rng, lines[3].decode())  # one brace too many, whatever else
         file, out = tmp_path / f"{number}.jsonl", tmp_path / f"{number}-out.jsonl"
         file.write_bytes(b"\n".join(lines))
-        done = grade(file, out)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr and f"{file}:4" in done.stderr
+        assert main(["grade", str(file), "--out", str(out)]) == 2
+        assert f"{file}:4" in capsys.readouterr().err
         assert not out.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -23,17 +22,10 @@ from archer.cli import main
 from archer.export import export
 from archer.merge import WeightParity
 from archer.model.sharded import RELEASED, layout, read_sharded, same_bits
-from archer.model.tiny import tiny_model, tiny_tokenizer
+from archer.model.tiny import tiny_tokenizer
 from archer.terminal import Terminal
-
-VOCABULARY = 67
-"""Odd, so that no number of ranks divides the embedding's rows; see tests/ranks.py."""
-
-
-def make_model(*, tied: bool = True) -> Any:
-    return tiny_model(
-        "qwen2", tied=tied, vocabulary=VOCABULARY, layers=1, heads=2, kv_heads=1, head_dim=2
-    )
+from tests.children import child_environment
+from tests.ranks import model
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +33,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of one model by 1, 2 and 4 processes, and `base` with its config."""
     out = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).with_name("ranks.py")
-    paths = [str(program.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    subprocess.run(
-        [sys.executable, program, out, "1", "2", "4"],
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    model = make_model()
-    model.generation_config = GenerationConfig(eos_token_id=0, temperature=0.7, do_sample=True)
-    model.config.save_pretrained(out / "base")
-    model.generation_config.save_pretrained(out / "base")
+    command = [sys.executable, str(program), str(out), "1", "2", "4"]
+    subprocess.run(command, check=True, env=child_environment())
+    base = model()
+    base.generation_config = GenerationConfig(eos_token_id=0, temperature=0.7, do_sample=True)
+    base.config.save_pretrained(out / "base")
+    base.generation_config.save_pretrained(out / "base")
     tiny_tokenizer().save_pretrained(out / "base")
     return out
 
@@ -73,7 +61,7 @@ def exported(
 
 
 def own(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return {name: p.detach().to(dtype) for name, p in make_model().named_parameters()}
+    return {name: p.detach().to(dtype) for name, p in model().named_parameters()}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -170,8 +158,8 @@ def test_meshes_and_names_of_older_torch_are_read(written: Path, tmp_path: Path)
             )
         torch.save(state, tmp_path / name)
         _give_old_names(tmp_path / name)
-    shapes = {name: tensor.shape for name, tensor in make_model().state_dict().items()}
-    assert same(read_sharded(tmp_path, shapes), dict(make_model().state_dict()))
+    shapes = {name: tensor.shape for name, tensor in model().state_dict().items()}
+    assert same(read_sharded(tmp_path, shapes), dict(model().state_dict()))
 
 
 def _give_old_names(path: Path) -> None:
@@ -331,7 +319,7 @@ def test_another_base_is_refused(written: Path, tmp_path: Path) -> None:
 
 
 def test_two_tensors_for_what_the_config_ties_are_refused(written: Path, tmp_path: Path) -> None:
-    state = dict(make_model(tied=False).state_dict())
+    state = dict(model(tied=False).state_dict())
     torch.save(state, tmp_path / "model_world_size_1_rank_0.pt")
     with pytest.raises(ValueError, match=r"ties lm_head.weight to model.embed_tokens.weight"):
         exported(tmp_path, tmp_path / "out", written / "base")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 
 from archer.cli import main
 from archer.model.tiny import tiny
+from tests.children import child_environment
 
 
 class Hub(ThreadingHTTPServer):
@@ -116,7 +116,8 @@ def hub() -> Iterator[Hub]:
 def push(folder: Path, address: str, *, token: str = "hf_of_a_test") -> Any:
     """`archer export` of a one-rank checkpoint, in a process that reads this hub's address."""
     torch.save(tiny().state_dict(), folder / "model_world_size_1_rank_0.pt")
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    inherited = child_environment()
+    environment = {name: value for name, value in inherited.items() if "proxy" not in name.lower()}
     environment |= {
         "HF_ENDPOINT": address,
         "HF_HUB_OFFLINE": "0",
@@ -125,13 +126,9 @@ def push(folder: Path, address: str, *, token: str = "hf_of_a_test") -> Any:
         "HF_HOME": str(folder / "home"),
         "HF_TOKEN": token,
     }
-    package = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
     command = [sys.executable, "-m", "archer.cli", "export", str(folder), str(folder / "out")]
     command += ["--base", "tiny", "--push", "some/model", "--quiet"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_the_folder_is_uploaded_whole_and_old_weights_go(hub: Hub, tmp_path: Path) -> None:
@@ -159,6 +156,7 @@ def test_a_hub_that_refuses_leaves_the_folder(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.full
 def test_a_hub_that_is_away_leaves_the_folder(hub: Hub, tmp_path: Path) -> None:
     address = hub.address
+    hub.shutdown()  # or its thread would spin on a closed socket
     hub.server_close()
     done = push(tmp_path, address)
     assert done.returncode == 2

@@ -27,6 +27,7 @@ from archer.setup import Data, load_data, open_engine, open_verifiers
 from archer.train import advantages_by_place, learning_rate
 from archer.types import Completion, Group, Verdict
 from archer.verify.pool import Verifiers
+from tests.needs import needs_sandbox
 
 TREE: dict[str, Any] = {
     "model": {"name": "tiny", "threads": 1},
@@ -218,6 +219,7 @@ class Says:
                 yield Sample(request=i, number=j, completion=completion)
 
 
+@needs_sandbox
 def test_a_group_of_programs_is_judged_in_the_sandbox_and_equal_ones_once() -> None:
     tree = {**TREE, "data": {"train": [{"source": "functions", "count": 2}]}, "verify": {}}
     config = config_from(tree, where="test")

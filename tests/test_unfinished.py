@@ -66,7 +66,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def measure(problems: Path, out: Path, **asked: Any) -> None:
+def measure(problems: Path, out: Path | None = None, **asked: Any) -> None:
     knobs = {"samples": SAMPLES, "max_tokens": 6, "answer_pattern": "number", **asked}
     evaluate_model("tiny", terminal=QUIET, problems=problems, out=out, **knobs)
 
@@ -251,8 +251,7 @@ def test_an_unfinished_result_keeps_its_default_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stopped(problems, Path("evals") / "tiny-sums.json", monkeypatch, after=2)
-    knobs: dict[str, Any] = {"samples": SAMPLES, "max_tokens": 6, "answer_pattern": "number"}
-    evaluate_model("tiny", terminal=QUIET, problems=problems, **knobs)
+    measure(problems)
     assert sorted(path.name for path in Path("evals").iterdir()) == [
         "tiny-sums.json",
         "tiny-sums.jsonl",

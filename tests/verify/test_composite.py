@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from archer.types import OUTCOMES, Problem, Verdict
 from archer.verify.verifiers import SEVERITY, verify
+from tests.verify.own_graders import graders_can_be_imported  # noqa: F401 - a fixture
 
 MATH = {"verifier": "math", "answer": "5"}
 FORM = {"verifier": "thought_format", "answer": None}
 GOOD, BARE, FALSE = r"<think>2+3</think>\boxed{5}", r"\boxed{5}", r"<think>2+3</think>\boxed{6}"
-
-
-@pytest.fixture(autouse=True)
-def graders_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def judged(response: str, *parts: Any, **meta: Any) -> Verdict:

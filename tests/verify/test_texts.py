@@ -214,10 +214,10 @@ HOSTILE = ["a", " ", "\n", "{", "(A) ", "I ", "A, ", "answer is ", "answer: A ca
 @pytest.mark.parametrize("text", [*HOSTILE, "the ", "!", "option A ", "a\u0300"])
 def test_a_hundred_thousand_characters_take_a_moment(verifier: str, text: str) -> None:
     asked, hostile = problem(verifier, "A"), text * (10**5 // len(text))
-    begin = time.process_time()
+    begin = time.thread_time()
     verify(asked, hostile, False)
     quick_verdict(asked, hostile[:20_000], False)
-    assert time.process_time() - begin < 5
+    assert time.thread_time() - begin < 5
 
 
 SNIPPETS = [
@@ -233,16 +233,20 @@ SNIPPETS = [
     "\n",
     "and",
     "the",
+    "<think>",
+    "</think>",
 ]
 
 
 @given(st.lists(st.sampled_from(SNIPPETS), max_size=12).map("".join))
 def test_the_quick_path_agrees_with_the_whole(response: str) -> None:
-    for verifier in ("exact", "normalised", "choice"):
+    for verifier in ("exact", "normalised", "choice", "math"):
         asked = problem(verifier, "C")
         quick, whole = quick_verdict(asked, response, False), verify(asked, response, False)
-        assert quick is not None
-        assert (quick.outcome, quick.detail) == (whole.outcome, whole.detail)
+        assert quick is not None or verifier == "math"  # formulas are left to a worker
+        if quick is not None:
+            said = (quick.outcome, quick.score, quick.detail)
+            assert said == (whole.outcome, whole.score, whole.detail)
 
 
 def test_long_texts_are_left_to_a_worker() -> None:

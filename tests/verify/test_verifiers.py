@@ -26,13 +26,8 @@ from archer.verify.verifiers import (
     quick_verdict,
     verify,
 )
-
-GRADERS = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def graders_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(GRADERS))
+from tests.needs import needs_sandbox
+from tests.verify.own_graders import graders_can_be_imported  # noqa: F401 - a fixture
 
 
 def problem(verifier: str, answer: Any, **meta: Any) -> Problem:
@@ -227,6 +222,7 @@ def test_mistake_31_an_unknown_kind_of_problem_is_an_error_that_names_the_known_
     assert all(name in verdict.detail for name in VERIFIERS)
 
 
+@needs_sandbox
 def test_mistake_32_every_kind_that_is_accepted_is_judged() -> None:
     responses: dict[str, list[tuple[Any, str]]] = {
         "math": [("5", r"\boxed{5}")],
@@ -275,15 +271,6 @@ def _countdowns() -> list[Problem]:
 def test_the_quick_path_leaves_all_that_could_be_slow(unjudged: Problem) -> None:
     assert quick_verdict(unjudged, r"\boxed{\sqrt{3}}", False) is None
     assert quick_verdict(unjudged, r"\boxed{5}", False, Policy(answer_pattern="(.*)")) is None
-
-
-def test_the_quick_path_agrees_with_the_whole() -> None:
-    responses = [r"\boxed{5}", r"\boxed{4}", "none", "<think>", r"\boxed{x}", "5"]
-    for verifier in ("math", "exact", "normalised", "choice"):
-        for response in responses:
-            asked = problem(verifier, "5")
-            quick, whole = quick_verdict(asked, response, False), verify(asked, response, False)
-            assert quick is None or (quick.outcome, quick.score) == (whole.outcome, whole.score)
 
 
 # --- what decides a verdict ---
