@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from archer.types import Problem
-from archer.verify.policy import Policy
 from archer.verify.pool import WorkerPool
 
 CORES = len(os.sched_getaffinity(0))
@@ -151,7 +150,7 @@ def _first_verdict() -> float:
     """Milliseconds, the median of five workers."""
     took = []
     for i in range(5):
-        with WorkerPool(workers=1, policy=Policy()) as pool:
+        with WorkerPool(workers=1) as pool:
             begin = time.perf_counter()
             pool.submit(STDIN, f"```python\n{program(i)}```", False).result()
             took.append((time.perf_counter() - begin) * 1e3)

@@ -2,64 +2,25 @@
 
     python benchmarks/right_programs.py FOLDER [--show]
 
-FOLDER holds the data sets by the names in `SETS`. Each problem is judged with its data set's own
-solution, where it has one, and with a stub that defines whatever the tests ask for and returns
-nothing.
+FOLDER holds the data sets by the names in tests/verify/code_sets.py. Each problem is judged with
+its data set's own solution, where it has one, and with a stub that defines whatever the tests ask
+for and returns nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from archer.data.code_rows import (
-    code_contests,
-    humaneval,
-    leetcodedataset,
-    livecodebench,
-    mbpp,
-    reference,
-)
-from archer.data.problems import Row
+from archer.data.code_rows import reference
 from archer.data.rows import read_file
-from archer.types import Problem
 from archer.verify.pool import Ticket, WorkerPool
-
-SETS: dict[str, tuple[str, Callable[[Row, str, str], Problem]]] = {
-    "HumanEval": ("humaneval.jsonl", humaneval),
-    "MBPP": ("mbpp.jsonl", mbpp),
-    "LeetCodeDataset": ("leetcodedataset_v0.3.1_test.jsonl.gz", leetcodedataset),
-    "CodeContests": ("code_contests_sample.jsonl", code_contests),
-    "LiveCodeBench": ("livecodebench_v1_3rows_full.jsonl", livecodebench),
-}
-"""Name -> its file, and what makes a problem of a row."""
+from tests.verify.code_sets import SETS, Converter, stub
 
 CORES = len(os.sched_getaffinity(0))
-
-
-def stub(problem: Problem) -> str:
-    """A program that defines every name that the tests ask for, and returns nothing."""
-    answer: dict[str, Any] = problem.answer
-    if answer["kind"] == "stdin":
-        return "pass"
-    if answer["kind"] == "call":
-        names = {answer["name"]}
-    else:
-        tree = ast.parse(answer["code"])
-        names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    methods = {name.rpartition(".")[2] for name in names if name.startswith("Solution")}
-    body = "".join(f"    def {name}(self, *a, **k): pass\n" for name in sorted(methods))
-    functions = "".join(
-        f"def {name}(*a, **k): pass\n" for name in sorted(names) if name.isidentifier()
-    )
-    return f"{functions}class Solution:\n    pass\n{body}"
 
 
 def main() -> None:
@@ -82,7 +43,7 @@ def _judge_set(
     pool: WorkerPool,
     name: str,
     path: Path,
-    convert: Callable[[Row, str, str], Problem],
+    convert: Converter,
     show: bool,
 ) -> None:
     begin = time.perf_counter()
