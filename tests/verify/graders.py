@@ -95,6 +95,10 @@ def works_a_while(problem: Problem, reading: Reading) -> bool:
     return bool(reading.answer == problem.answer)
 
 
+def sees_sympy(problem: Problem, reading: Reading) -> bool:
+    return "sympy" in sys.modules
+
+
 calls = 0
 
 

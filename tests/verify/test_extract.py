@@ -180,9 +180,11 @@ def test_good_patterns_are_accepted(pattern: str) -> None:
 )
 def test_a_million_characters_take_a_moment(text: str) -> None:
     hostile = text * (10**6 // len(text))
+    begin = time.thread_time()
     last_box("\\boxed{" + hostile)
     last_number(hostile)
     outside_thought(hostile, True)
+    assert time.thread_time() - begin < 20
 
 
 # --- code ---
@@ -364,7 +366,7 @@ def test_the_last_program_is_what_a_plain_reader_finds(text: str) -> None:
 )
 def test_a_million_characters_of_fences_take_a_moment(text: str) -> None:
     hostile = text * (10**6 // len(text))
-    begin = time.process_time()
+    begin = time.thread_time()
     for prefix in ("", "~~~~python\n"):
         last_program(prefix + hostile)
-    assert time.process_time() - begin < 10
+    assert time.thread_time() - begin < 60
