@@ -7,7 +7,6 @@ against what `archer.prepare.named` says of them.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from archer.prepare import Prepared, prepare
 from archer.prepare.layouts import LAYOUTS
 from archer.prepare.named import NAMED, WINDOWS, find_parts
 from tests.local_hub import Hub, reached
+from tests.needs import needs_sandbox
 
 ROWS = Path(__file__).with_name("rows")
 """A file for each layout, and two more for data sets that write the first one in their own way."""
@@ -175,7 +175,7 @@ def test_a_copy_that_lies_here_is_read_as_the_one_of_the_hub(tmp_path: Path) -> 
     assert done.notes == ("2 rows are meant, and others count 279",)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only")
+@needs_sandbox
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROWS.iterdir()))
 def test_every_layout_passes_its_own_references(tmp_path: Path, name: str) -> None:
     done = prepare(str(ROWS / f"{name}.jsonl"), tmp_path / "out.jsonl")

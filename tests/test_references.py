@@ -23,8 +23,7 @@ from archer.prepare.references import (
     trials,
 )
 from archer.types import Outcome, Problem
-
-needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only")
+from tests.needs import needs_sandbox
 
 
 def problem(verifier: str, answer: Any) -> Problem:

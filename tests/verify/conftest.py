@@ -6,7 +6,6 @@ under it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,13 +14,6 @@ import pytest
 
 if TYPE_CHECKING:
     from archer.verify.policy import Level
-
-
-@pytest.fixture(scope="session")
-def needs_sandbox() -> None:
-    """Skips where no program can be judged. On Linux there has to be a level for `auto`."""
-    if sys.platform != "linux":
-        pytest.skip("programs are judged on Linux alone")
 
 
 @pytest.fixture(scope="session")

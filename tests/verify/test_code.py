@@ -17,9 +17,10 @@ from archer.verify.policy import Level, Policy
 from archer.verify.sandbox.client import Limits, Sandbox
 from archer.verify.sandbox.servers import STACK_BYTES
 from archer.verify.verifiers import verify
+from tests.needs import needs_sandbox
 from tests.verify.processes import sandbox_processes
 
-pytestmark = pytest.mark.usefixtures("needs_sandbox")
+pytestmark = needs_sandbox
 
 ADD = {
     "kind": "stdin",

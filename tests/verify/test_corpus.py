@@ -25,10 +25,11 @@ from archer.verify.policy import Level, Policy
 from archer.verify.pool import Ticket, WorkerPool
 from archer.verify.sandbox.client import MAX_WAITING
 from archer.verify.sandbox.server import SCRATCH
+from tests.needs import needs_sandbox
 from tests.verify.corpus import ENTRIES, GROUPS, SECRET, Entry
 from tests.verify.processes import orphans, sandbox_processes
 
-pytestmark = pytest.mark.usefixtures("needs_sandbox")
+pytestmark = needs_sandbox
 
 NeedsLevel = Callable[[Level], None]
 
