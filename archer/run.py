@@ -114,7 +114,9 @@ class Run:
         keep = {*steps[-self.config.checkpoint.keep :], state.best_step}
         for step in steps:
             if step not in keep:
-                shutil.rmtree(self.path("checkpoints", step))
+                # Renamed first: one that is being removed is not there, like one being written.
+                path = self.path("checkpoints", step)
+                shutil.rmtree(path.rename(path.with_name(f".{path.name}{PARTIAL}")))
         for step, path in _of_steps(self.folder / "pending"):
             if step <= state.step:
                 path.unlink()
