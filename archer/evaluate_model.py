@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -28,6 +28,7 @@ from archer.evaluate import described, judged_units, score_answers, units
 from archer.export import RECIPE, Checkpoint, find_checkpoint, is_checkpoint, is_run, trained_model
 from archer.model.adapt import adapt
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
+from archer.run import MANIFEST, checksum
 from archer.scores import Evaluation, write_result
 from archer.setup import Data, load_data, num_threads, open_verifiers
 from archer.terminal import Terminal, table
@@ -98,26 +99,21 @@ def evaluate_model(
     """
 
     subject = find_subject(model)
-    config = evaluation_config(
-        subject,
-        problems=problems,
-        rollout={"max_tokens": max_tokens, "stop": stop},
-        eval={
-            "samples": samples,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-        },
-        train={"seed": seed},
-        prompt={
-            "system": system,
-            "suffix": suffix,
-            "template": template,
-            "template_args": template_args,
-        },
-        verify={"answer_pattern": answer_pattern},
+    asked = sections(
+        samples=samples,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop=stop,
+        seed=seed,
+        system=system,
+        suffix=suffix,
+        template=template,
+        template_args=template_args,
+        answer_pattern=answer_pattern,
     )
-    _check_ks(ks, config.eval.samples)
+    config = evaluation_config(subject, problems=problems, **asked)
+    check_ks(ks, config.eval.samples)
     data = load_data(config)
     out = out or _default_out(subject, problems)
     _check_out(out)
@@ -125,26 +121,85 @@ def evaluate_model(
         f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
     )
-    cut = units(data.evaluate, config.eval.samples)
-    header = _header(subject, config, data, unit=len(cut[0]))
-    with open_unfinished(_part(out), header, cut, config.eval.samples) as unfinished:
-        if unfinished.num_units < len(cut):
-            _check_unwritten(out)
-            if unfinished.answers:
-                terminal.say(f"{_part(out)}: {len(unfinished.answers)} problems are judged already")
-            _judge_rest(unfinished, subject, config, data, terminal)
-        evaluation = _finish(unfinished, subject, config, data, out, ks)
+    evaluation = measure(
+        subject,
+        config,
+        data,
+        out,
+        ks=ks,
+        terminal=terminal,
+        engine=lambda: open_sampler(config, subject.checkpoint),
+    )
     return f"{describe(evaluation, ks)}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
 
 
-def _judge_rest(
-    unfinished: Unfinished, subject: Subject, config: Config, data: Data, terminal: Terminal
-) -> None:
-    engine = _open_sampler(config, subject.checkpoint)
-    with open_verifiers(config, engine) as verifiers:
+def sections(
+    *,
+    samples: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] | None = None,
+    seed: int | None = None,
+    system: str | None = None,
+    suffix: str | None = None,
+    template: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    answer_pattern: str | None = None,
+) -> dict[str, Knobs]:
+    """What was asked for, by the sections of a recipe; see `evaluation_config`."""
+    return {
+        "rollout": {"max_tokens": max_tokens, "stop": stop},
+        "eval": {
+            "samples": samples,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+        },
+        "train": {"seed": seed},
+        "prompt": {
+            "system": system,
+            "suffix": suffix,
+            "template": template,
+            "template_args": template_args,
+        },
+        "verify": {"answer_pattern": answer_pattern},
+    }
+
+
+def measure(
+    subject: Subject,
+    config: Config,
+    data: Data,
+    out: Path,
+    *,
+    ks: Sequence[int],
+    terminal: Terminal,
+    engine: Callable[[], SamplerAlone],
+    check: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Evaluates into `out`, or goes on with what a kill left of that.
+
+    `engine` is called where something is left to sample, `check` with every completion; what it
+    raises ends the evaluation. OtherEvaluation where what was left has other settings.
+    """
+    cut = units(data.evaluate, config.eval.samples)
+    header = _header(subject, config, data, unit=len(cut[0]))
+    with open_unfinished(part_of(out), header, cut, config.eval.samples) as unfinished:
         done = unfinished.num_units
-        for unit in judged_units(engine, verifiers, data, config, terminal, done=done):
-            unfinished.add(unit)
+        if done < len(cut):
+            _check_unwritten(out)
+            if done:
+                terminal.say(
+                    f"{part_of(out)}: {len(unfinished.answers)} problems are judged already"
+                )
+            sampler = engine()
+            with open_verifiers(config, sampler) as verifiers:
+                for unit in judged_units(
+                    sampler, verifiers, data, config, terminal, done=done, check=check
+                ):
+                    unfinished.add(unit)
+        return _finish(unfinished, subject, config, data, out, ks)
 
 
 def _finish(
@@ -160,25 +215,24 @@ def _finish(
         evaluation = score_answers(unfinished.answers, data, config, ks)
     except ValueError:
         # All verdicts are errors. Kept, they would outlive the verifier's being mended.
-        _part(out).unlink()
+        part_of(out).unlink(missing_ok=True)
         raise
     evaluation = replace(evaluation, model=subject.label)
     unfinished.write_responses(out.with_suffix(".jsonl"))
     write_result(out, evaluation)
-    _part(out).unlink()
+    part_of(out).unlink(missing_ok=True)
     return evaluation
 
 
 def _header(subject: Subject, config: Config, data: Data, unit: int) -> Knobs:
     """What must be the same for an evaluation to go on, to the last bit of a log-prob."""
     name = config.model.name
-    weights = subject.checkpoint.folder if subject.checkpoint else Path(name).expanduser()
     return {
         "model": {
             "label": subject.label,
             "name": name,
             "revision": config.model.revision,
-            "files": "" if name in MADE_HERE and not subject.checkpoint else _fingerprint(weights),
+            "files": _fingerprint(subject, name),
         },
         "settings": described(data, config),
         "engine": {
@@ -191,8 +245,16 @@ def _header(subject: Subject, config: Config, data: Data, unit: int) -> Knobs:
     }
 
 
-def _fingerprint(weights: Path) -> str:
-    """Changes with every file that is written; empty for a name on the hub."""
+def _fingerprint(subject: Subject, name: str) -> str:
+    """Changes with the weights, or with any file of a folder that has no checksums; "" for a name.
+
+    A checkpoint's manifest is as good on another machine, or in a copy of the run.
+    """
+    if subject.checkpoint is not None:
+        return checksum(subject.checkpoint.folder / MANIFEST)
+    if name in MADE_HERE:
+        return ""
+    weights = Path(name).expanduser()
     found = sorted(weights.rglob("*")) if weights.is_dir() else [weights]
     facts = [
         (str(path.relative_to(weights)), path.stat().st_size, path.stat().st_mtime_ns)
@@ -286,7 +348,8 @@ def describe(evaluation: Evaluation, ks: Sequence[int] = ()) -> str:
     return f"{table(rows, header)}\n\nverdicts: {outcomes}"
 
 
-def _check_ks(ks: Sequence[int], samples: int) -> None:
+def check_ks(ks: Sequence[int], samples: int) -> None:
+    """ValueError where pass@k cannot be measured."""
     for k in ks:
         if not 1 <= k <= samples:
             raise ValueError(
@@ -300,10 +363,10 @@ def _default_out(subject: Subject, problems: Path | None) -> Path:
     stem = f"{subject.label}-{problems.stem}" if problems else subject.label
     names = (f"{stem}.json" if n == 1 else f"{stem}-{n}.json" for n in count(1))
     paths = (Path("evals") / name for name in names)
-    return next(path for path in paths if _part(path).exists() or not path.exists())
+    return next(path for path in paths if part_of(path).exists() or not path.exists())
 
 
-def _part(out: Path) -> Path:
+def part_of(out: Path) -> Path:
     """Where the responses are until all are judged."""
     return out.with_suffix(".jsonl.part")
 
@@ -312,7 +375,7 @@ def _check_out(out: Path) -> None:
     """Finds out before the work is done whether its result can be written."""
     if out.suffix == ".jsonl":
         raise ValueError(f"{out}: the responses go beside it as .jsonl; give --out a .json file")
-    if not _part(out).exists():
+    if not part_of(out).exists():
         _check_unwritten(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):
@@ -325,7 +388,8 @@ def _check_unwritten(out: Path) -> None:
             raise ValueError(f"{path} is there already; give another --out")
 
 
-def _open_sampler(config: Config, checkpoint: Checkpoint | None) -> SamplerAlone:
+def open_sampler(config: Config, checkpoint: Checkpoint | None) -> SamplerAlone:
+    """Loads the weights, of a checkpoint or of the recipe's model."""
     torch.set_num_threads(num_threads(config))
     device, origin = resolve_device(config.model.device), config.model
     if checkpoint is not None:

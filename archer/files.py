@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import IO
 
 PARTIAL = ".partial"
 """Ending of what is being written; whoever owns a folder may remove what a kill left of it."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system says that has none, as NFS may; claims do without (archer.claims)."""
 
 
 @contextmanager
@@ -34,11 +38,15 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def lock(file: IO[bytes], refusal: str) -> None:
-    """Until the file is closed no other process can lock it; ValueError if one has."""
+    """Until the file is closed no other process can lock it; ValueError if one has.
+
+    Where the file system has no locks there is none, rather than no work.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(refusal) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise ValueError(refusal) from None
 
 
 def sync_folder(folder: Path) -> None:

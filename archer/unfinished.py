@@ -25,6 +25,10 @@ VALUE_WIDTH = 40
 """Characters of a differing setting that a message shows."""
 
 
+class OtherEvaluation(ValueError):
+    """What stands there was begun with other settings."""
+
+
 class Unfinished:
     """The responses that are judged. One process at a time has them open."""
 
@@ -56,7 +60,8 @@ def open_unfinished(
     """Begins the file, or goes on with what it holds; what is no whole unit is cut off.
 
     Whoever opened it removes it when its responses are elsewhere; without any it removes itself.
-    ValueError for a file with another header, and for one that another process has open.
+    OtherEvaluation for a file with another header; ValueError for one that another process has
+    open.
     """
     if not path.exists():
         with written_whole(path) as file:
@@ -78,19 +83,25 @@ def _check_header(line: bytes, wanted: dict[str, Any], path: Path) -> None:
     try:
         stored = dict(json.loads(line))
     except (ValueError, TypeError):
-        raise ValueError(
+        raise OtherEvaluation(
             f"{path} is no unfinished evaluation; give another --out, or delete it"
         ) from None
-    differ = different_settings(stored, wanted)
-    if differ:
-        them = ", ".join(
-            f"{name} ({shown(there, VALUE_WIDTH)} there, {shown(here, VALUE_WIDTH)} here)"
-            for name, (there, here) in differ.items()
-        )
-        raise ValueError(
+    if them := differences(stored, wanted):
+        raise OtherEvaluation(
             f"{path} holds another evaluation, unfinished: {them}; finish it by its own command, "
             "give another --out, or delete it"
         )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The settings in which two evaluations differ, as a message names them; "" if in none.
+
+    Example: "settings.seed (0 there, 1 here)"
+    """
+    return ", ".join(
+        f"{name} ({shown(one, VALUE_WIDTH)} there, {shown(other, VALUE_WIDTH)} here)"
+        for name, (one, other) in different_settings(there, here).items()
+    )
 
 
 def _whole_units(
