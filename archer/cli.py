@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from archer.prepare.filters import Filter
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         number = stopped.args[0] if stopped.args else signal.SIGINT
         return _fail(
-            "stopped at once; train, eval and grade go on by the same command", 128 + number
+            "stopped at once; train, eval, watch and grade go on by the same command", 128 + number
         )
     except RuntimeError as error:
         if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
@@ -139,6 +139,37 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="section.key=value", help="knobs laid over the recipe"
         )
 
+    def add_sampling(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--samples", type=int, metavar="K", help="completions per problem (1)")
+        made.add_argument("--max-tokens", type=int, metavar="N", help="longest completion (512)")
+        made.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1)")
+        made.add_argument(
+            "--top-p", type=float, metavar="P", help="from the likeliest tokens with it (1)"
+        )
+        made.add_argument(
+            "--stop", action="append", metavar="TEXT", help="a text that ends a completion"
+        )
+        made.add_argument(
+            "--k",
+            type=int,
+            action="append",
+            default=[],
+            metavar="K",
+            help="of pass@K and majority@K",
+        )
+        made.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
+        made.add_argument("--system", metavar="TEXT", help="system message")
+        made.add_argument("--suffix", metavar="TEXT", help="appended to every prompt")
+        made.add_argument("--template", metavar="T", help="model, raw, or a Jinja file (model)")
+        made.add_argument(
+            "--template-arg",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="of the template",
+        )
+        made.add_argument("--answer-pattern", metavar="P", help="box, number, or a regex (box)")
+
     made = add("train", _train, "train by a recipe; goes on by itself where a run folder stands")
     add_recipe(made)
     made.add_argument(
@@ -215,31 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--problems", type=Path, metavar="FILE.jsonl", help="(the run's own evaluation problems)"
     )
-    made.add_argument("--samples", type=int, metavar="K", help="completions per problem (1)")
-    made.add_argument("--max-tokens", type=int, metavar="N", help="longest completion (512)")
-    made.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1)")
-    made.add_argument(
-        "--top-p", type=float, metavar="P", help="from the likeliest tokens with it (1)"
-    )
-    made.add_argument(
-        "--stop", action="append", metavar="TEXT", help="a text that ends a completion"
-    )
-    made.add_argument(
-        "--k",
-        type=int,
-        action="append",
-        default=[],
-        metavar="K",
-        help="of pass@K and majority@K",
-    )
-    made.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
-    made.add_argument("--system", metavar="TEXT", help="system message")
-    made.add_argument("--suffix", metavar="TEXT", help="appended to every prompt")
-    made.add_argument("--template", metavar="T", help="model, raw, or a Jinja file (model)")
-    made.add_argument(
-        "--template-arg", action="append", default=[], metavar="KEY=VALUE", help="of the template"
-    )
-    made.add_argument("--answer-pattern", metavar="P", help="box, number, or a regex (box)")
+    add_sampling(made)
     made.add_argument(
         "--out", type=Path, metavar="FILE.json", help="result; responses go beside it (evals/...)"
     )
@@ -249,6 +256,35 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("A.json", "B.json"),
         help="say by how much B is better than A, problem by problem; takes no other argument",
+    )
+
+    made = add("watch", _watch, "score each checkpoint of a run once, as it appears")
+    made.description = (
+        "Score each checkpoint of a run once, as it appears, until the run is finished. Any number "
+        "of watchers share a folder; the same command goes on after a kill. What is not given is "
+        "as the run was trained."
+    )
+    made.add_argument(
+        "run", type=Path, metavar="RUN", help="a run, or a folder in which exports appear"
+    )
+    made.add_argument(
+        "--problems",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE.jsonl",
+        help="to be scored by; several are given one by one",
+    )
+    add_sampling(made)
+    made.add_argument("--out", type=Path, metavar="DIR", help="results and scores.md (RUN/watch)")
+    made.add_argument(
+        "--poll", type=float, default=10.0, metavar="S", help="seconds between two looks (10)"
+    )
+    made.add_argument(
+        "--once", action="store_true", help="end when all that is there now is scored"
+    )
+    made.add_argument(
+        "--base", metavar="MODEL", help="config and tokenizer for what many ranks wrote"
     )
 
     made = add("export", _export, "write a checkpoint as a Hugging Face folder, and check it")
@@ -383,29 +419,54 @@ def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.model is None:
         raise ValueError("eval needs a MODEL, or --compare with two results; see archer eval -h")
     from archer.evaluate_model import evaluate_model
-    from archer.prepare import parse_args
 
     terminal.result(
         evaluate_model(
             options.model,
             terminal=terminal,
             problems=options.problems,
-            samples=options.samples,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            stop=options.stop,
-            ks=options.k,
-            seed=options.seed,
-            system=options.system,
-            suffix=options.suffix,
-            template=options.template,
-            template_args=parse_args(options.template_arg) or None,
-            answer_pattern=options.answer_pattern,
+            **_sampling(options),
             out=options.out,
         )
     )
     return 0
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """What an evaluation was asked for on the command line."""
+    from archer.prepare import parse_args
+
+    return {
+        "samples": options.samples,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "stop": options.stop,
+        "ks": options.k,
+        "seed": options.seed,
+        "system": options.system,
+        "suffix": options.suffix,
+        "template": options.template,
+        "template_args": parse_args(options.template_arg) or None,
+        "answer_pattern": options.answer_pattern,
+    }
+
+
+def _watch(options: argparse.Namespace, terminal: Terminal) -> int:
+    from archer.watch import watch
+
+    watched = watch(
+        options.run,
+        problems=options.problems,
+        terminal=terminal,
+        out=options.out,
+        poll=options.poll,
+        once=options.once,
+        base=options.base,
+        **_sampling(options),
+    )
+    terminal.result(watched.table)
+    return STOPPED if watched.failed else 0
 
 
 def _compare(options: argparse.Namespace, terminal: Terminal) -> int:

@@ -19,7 +19,7 @@ from archer.cli import USER_MISTAKE, main
 from archer.model.tiny import tiny_model, tiny_tokenizer
 from archer.sinks import SINKS, Sink
 
-COMMANDS = ("train", "plan", "prepare", "grade", "eval", "export", "doctor")
+COMMANDS = ("train", "plan", "prepare", "grade", "eval", "watch", "export", "doctor")
 
 RECIPE = """
 [model]
@@ -508,7 +508,9 @@ def test_a_sigterm_ends_an_export_without_a_trace(trained: Path, tmp_path: Path)
         child.send_signal(signal.SIGTERM)
         said = child.stderr.read()
     assert child.returncode == 128 + signal.SIGTERM
-    assert said == "archer: stopped at once; train, eval and grade go on by the same command\n"
+    assert (
+        said == "archer: stopped at once; train, eval, watch and grade go on by the same command\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
