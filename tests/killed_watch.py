@@ -56,11 +56,13 @@ def set_up() -> Callable[[Sequence[str]], int]:
     from archer.engine.base import Request, Sample, Sampling
     from archer.evaluate_model import SamplerAlone
     from archer.scores import answer_lines
-    from archer.types import Group
+    from archer.types import Group, Problem
     from archer.unfinished import Unfinished
+    from archer.verify.pool import Ticket, WorkerPool
 
     archer.evaluate.UNIT = UNIT
     add, generate, measure = Unfinished.add, SamplerAlone.generate, archer.evaluate_model.measure
+    submit = WorkerPool.submit
     out = [""]
 
     def torn(self: Unfinished, unit: Sequence[Group]) -> None:
@@ -81,6 +83,11 @@ def set_up() -> Callable[[Sequence[str]], int]:
         log[0].flush()
         return generate(self, requests, sampling)
 
+    def judged(self: WorkerPool, problem: Problem, response: str, in_thought: bool) -> Ticket:
+        log[0].write(json.dumps({"pid": os.getpid(), "out": out[0], "judged": problem.id}) + "\n")
+        log[0].flush()
+        return submit(self, problem, response, in_thought)
+
     def measured(subject: Any, config: Any, data: Any, path: Path, **rest: Any) -> Any:
         out[0] = path.stem
         return measure(subject, config, data, path, **rest)
@@ -88,6 +95,7 @@ def set_up() -> Callable[[Sequence[str]], int]:
     Unfinished.add = torn  # type: ignore[method-assign]
     SamplerAlone.generate = sampled  # type: ignore[method-assign]
     archer.watch.measure = measured  # type: ignore[assignment,attr-defined]
+    WorkerPool.submit = judged  # type: ignore[method-assign]
     for name in ("fsync", "rename", "replace", "link", "unlink"):
         setattr(os, name, announced(getattr(os, name)))
     return archer.cli.main

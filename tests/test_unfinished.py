@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -238,6 +239,18 @@ def test_two_processes_do_not_write_one_result(problems: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match="in use by another process"):
             second.__enter__()
     assert not (tmp_path / "a.jsonl.part").exists()
+
+
+def test_a_file_system_without_locks_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("archer.files.fcntl.flock", refused)
+    asked = [load_source("arithmetic", count=2)]
+    with open_unfinished(tmp_path / "a.jsonl.part", {"seed": 0}, asked, 3) as unfinished:
+        assert not unfinished.answers
 
 
 def test_what_ended_before_its_first_unit_leaves_nothing(
