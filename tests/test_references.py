@@ -183,8 +183,9 @@ def test_wherever_it_is_killed_the_same_command_ends_as_an_unbroken_one(
     assert len(every) == len(set(every)) == 2 * len(rows)
     draw, log = random.Random(kills), tmp_path / "again.log"
     for _ in range(kills):  # before the first verdict, too, and anywhere in between
-        keys, seconds = draw.randrange(len(every) // kills), draw.uniform(0.0, 0.3)
-        assert not run(raw, again / "out.jsonl", log, keys=keys, seconds=seconds)
+        keys, seconds = draw.randrange(len(every) // (2 * kills)), draw.uniform(0.0, 0.05)
+        if run(raw, again / "out.jsonl", log, keys=keys, seconds=seconds):
+            break  # a fast machine was done before
     assert run(raw, again / "out.jsonl", log)
     assert files(again) == files(whole)
     assert sorted(files(whole)) == ["out.card.md", "out.jsonl"]
