@@ -74,45 +74,22 @@ def evaluate_model(
     *,
     terminal: Terminal,
     problems: Path | None = None,
-    samples: int | None = None,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    stop: Sequence[str] | None = None,
     ks: Sequence[int] = (),
-    seed: int | None = None,
-    system: str | None = None,
-    suffix: str | None = None,
-    template: str | None = None,
-    template_args: Mapping[str, Any] | None = None,
-    answer_pattern: str | None = None,
     out: Path | None = None,
+    **asked: Any,
 ) -> str:
     """Measures a model, writes the result and the responses, and returns both as a text.
 
-    `model` is a hub name, a folder, a .gguf file, an export, a run or one of its checkpoints. None
-    stands for what the model was trained with; where it brings no recipe, for the default. Without
-    `problems`, a run or an export is judged by its own evaluation problems.
+    `model` is a hub name, a folder, a .gguf file, an export, a run or one of its checkpoints.
+    `asked` are settings as `sections` takes them. What is not among them is as the model was
+    trained, or the default where it brings no recipe. Without `problems`, a run or an export is
+    judged by its own evaluation problems.
 
     Raises ValueError, before weights load, for whatever is wrong with the model's name, the
     problems, the settings or `out`.
     """
-
     subject = find_subject(model)
-    asked = sections(
-        samples=samples,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        stop=stop,
-        seed=seed,
-        system=system,
-        suffix=suffix,
-        template=template,
-        template_args=template_args,
-        answer_pattern=answer_pattern,
-    )
-    config = evaluation_config(subject, problems=problems, **asked)
+    config = evaluation_config(subject, problems=problems, **sections(**asked))
     check_ks(ks, config.eval.samples)
     data = load_data(config)
     out = out or _default_out(subject, problems)

@@ -345,19 +345,25 @@ class Tally:
 
     Example:
         Tally(rows=12, dropped=Counter({"no answer": 1}),
-              places={"no answer": [Place(file="raw.jsonl", row=7)]})
+              runs={"no answer": {"raw.jsonl": [(7, 7)]}})
     """
 
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[Place]] = field(default_factory=dict)
+    runs: dict[str, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
+    """First and last rows of what was left out in a row, by reason and file: a file may repeat
+    every problem a hundred times."""
     troubles: list[tuple[Place, str, str]] = field(default_factory=list)
     """Rows whose references or tests fail: where, the id, and what was said."""
 
     def drop(self, place: Place, reason: str) -> None:
         """One row less."""
         self.dropped[reason] += 1
-        self.places.setdefault(reason, []).append(place)
+        runs = self.runs.setdefault(reason, {}).setdefault(place.file, [])
+        if runs and runs[-1][1] == place.row - 1:
+            runs[-1] = (runs[-1][0], place.row)
+        else:
+            runs.append((place.row, place.row))
 
 
 Kept = Iterator[tuple[Place, Converted]]
@@ -465,7 +471,7 @@ def _card(
     if tally.dropped:
         lines += ["", "## Left out", "", "| reason | rows | which |", "|---|---|---|"]
         for reason, count in tally.dropped.most_common():
-            lines.append(f"| {reason} | {count} | {_which(tally.places.get(reason, []))} |")
+            lines.append(f"| {reason} | {count} | {_which(tally.runs.get(reason, {}))} |")
     if tally.troubles:
         lines += ["", "## References and tests that do not hold", ""]
         lines += ["| row | problem | verdict |", "|---|---|---|"]
@@ -478,24 +484,15 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _which(places: Sequence[Place]) -> str:
+def _which(runs: Mapping[str, Sequence[tuple[int, int]]]) -> str:
     """The rows of each file; the name of a file only where there are several."""
-    files: dict[str, list[int]] = {}
-    for place in places:
-        files.setdefault(place.file, []).append(place.row)
-    if len(files) == 1:
-        return _ranges(next(iter(files.values())))
-    return "; ".join(f"{name}: {_ranges(rows)}" for name, rows in files.items())
+    if len(runs) == 1:
+        return _ranges(next(iter(runs.values())))
+    return "; ".join(f"{name}: {_ranges(of_file)}" for name, of_file in runs.items())
 
 
-def _ranges(numbers: Sequence[int], most: int = 40) -> str:
-    """1, 2, 3, 7 as "1-3, 7"."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
+def _ranges(runs: Sequence[tuple[int, int]], most: int = 40) -> str:
+    """(1, 3), (7, 7) as "1-3, 7"."""
     shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:most]]
     rest = sum(b - a + 1 for a, b in runs[most:])
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
