@@ -175,6 +175,12 @@ def test_a_copy_that_lies_here_is_read_as_the_one_of_the_hub(tmp_path: Path) -> 
     assert done.notes == ("2 rows are meant, and others count 279",)
 
 
+def test_one_file_is_no_copy_of_three_data_sets(tmp_path: Path) -> None:
+    source = f"archer2-math:{ROWS / 'dapo.jsonl'}"
+    with pytest.raises(ValueError, match="archer2-math is 3 data sets; give the file alone"):
+        prepare(source, tmp_path / "out.jsonl")
+
+
 @needs_sandbox
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROWS.iterdir()))
 def test_every_layout_passes_its_own_references(tmp_path: Path, name: str) -> None:

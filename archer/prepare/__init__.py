@@ -202,7 +202,11 @@ def _open(
         if detail:
             if revision is not None:
                 raise ValueError(f"{source} lies here and has no revision; leave --revision out")
-            return _open_files(parts, [[_input(Path(detail), out)]] * len(parts[:1]), {})
+            if len(parts) > 1:
+                raise ValueError(
+                    f"{name} is {len(parts)} data sets; give the file alone, without the name"
+                )
+            return _open_files(parts, [[_input(Path(detail), out)]], {})
         return _open_hub(name, parts, args, revision, terminal)
     if revision is not None:
         raise ValueError(f"{source} is not on the hub and has no revision; leave --revision out")
