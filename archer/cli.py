@@ -210,6 +210,19 @@ def _parser() -> argparse.ArgumentParser:
         help="of archer eval on these problems: leave out those it always or never solved",
     )
     made.add_argument(
+        "--near-duplicates",
+        type=float,
+        metavar="SHARE",
+        help="leave out what shares so much of its 5-grams with a problem before it, such as 0.7",
+    )
+    made.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="SUITE",
+        help="leave out problems that a data set or a file holds too, by their 8-grams",
+    )
+    made.add_argument(
         "--unchecked", action="store_true", help="do not try references and tests; no sandbox"
     )
 
@@ -357,7 +370,7 @@ def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
         seed=options.seed,
         args=parse_args(options.arg),
         revision=options.revision,
-        filters=_filters(options),
+        filters=_filters(options, terminal),
         check=not options.unchecked,
         terminal=terminal,
     )
@@ -369,9 +382,12 @@ def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _filters(options: argparse.Namespace) -> dict[str, Filter]:
-    """What the options leave out, by the words of the card; the cheap ones first."""
-    from archer.prepare import filters
+def _filters(options: argparse.Namespace, terminal: Terminal) -> dict[str, Filter]:
+    """What the options leave out, by the words of the card; the cheap ones first.
+
+    Near-duplicates go last: of those alike, the first that passes all others stays.
+    """
+    from archer.prepare import filters, grams, problems_of
     from archer.scores import problem_scores
 
     found: dict[str, Filter] = {}
@@ -386,6 +402,11 @@ def _filters(options: argparse.Namespace) -> dict[str, Filter]:
             raise ValueError(f"--max-prompt-tokens {number} of which model? Give --model too")
         name = f"at most {number} tokens of {options.model}"
         found[name] = filters.at_most_tokens(number, options.model)
+    for suite in options.without:
+        name = Path(suite).name.partition(".")[0]
+        found[f"not in {name}"] = grams.not_in(name, problems_of(suite, terminal=terminal))
+    if (share := options.near_duplicates) is not None:
+        found[f"less than {share:.0%} as one before"] = grams.no_near_duplicates(share)
     return found
 
 

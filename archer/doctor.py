@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pydantic", "math-v
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "tasks": (("reasoning-gym",), "generated reasoning tasks (reasoning_gym:...)"),
-    "data": (("datasets", "pyarrow"), "data sets of the hub, and parquet files"),
+    "data": (("datasets", "pyarrow", "datasketch"), "the hub, parquet files, near-duplicates"),
     "cluster": (("ray",), "training on several machines"),
     "vllm": (("vllm",), "sampling with vLLM"),
     "wandb": (("wandb",), "metrics to Weights & Biases"),

@@ -13,12 +13,17 @@ import pytest
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def real_file(name: str) -> Path:
+    """Its path; skips where it is not there."""
+    if not (DATA / name).exists():
+        pytest.skip(f"{name} does not lie in ../shared/data")
+    return DATA / name
+
+
 @cache
 def rows(name: str) -> list[dict[str, Any]]:
     """The rows of a file: JSON lines, perhaps compressed, or one JSON list."""
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{name} does not lie in ../shared/data")
+    path = real_file(name)
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if path.suffix == ".json":
         return list(json.loads(data))

@@ -12,8 +12,7 @@ from archer.data.problems import problems_hash, read_problems
 from archer.data.rows import BLOCK, read_file
 from archer.prepare import Prepared, parse_args, prepare
 from archer.types import Problem
-
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+from tests.real_data import real_file
 
 Row = dict[str, Any]
 
@@ -487,9 +486,7 @@ def test_parquet_rows_are_those_of_json(tmp_path: Path) -> None:
 def test_real_data_is_prepared(
     tmp_path: Path, name: str, layout: str, rows_in: int, dropped: dict[str, int]
 ) -> None:
-    if not (DATA / name).exists():
-        pytest.skip(f"{name} does not lie in ../shared/data")
-    done = prepare(str(DATA / name), tmp_path / "out.jsonl", check=False)
+    done = prepare(str(real_file(name)), tmp_path / "out.jsonl", check=False)
     assert (done.layout, done.rows_in, done.dropped) == (layout, rows_in, dropped)
     problems = list(read_problems(done.out, verifiers=("math", "code")))
     assert len(problems) == done.rows_out == rows_in - sum(dropped.values())

@@ -46,10 +46,12 @@ class Dropped:
     """A problem that was left out, and why: the same reason always in the same words.
 
     Example:
-        Dropped(reason="no answer")
+        Dropped(reason="its own reference is not accepted", detail="wrong: 4 is not 5")
     """
 
     reason: str
+    detail: str = ""
+    """What is to be said of this one alone."""
 
 
 Item = Problem | Dropped

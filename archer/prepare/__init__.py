@@ -103,7 +103,9 @@ def prepare(
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: a problem file's name ends in .jsonl; give another --out")
     terminal = terminal or Terminal(quiet=True)
-    raw = _open(source, out, limit, seed, args or {}, revision, terminal)
+    raw = _open(source, limit, seed, args or {}, revision, terminal)
+    if out.resolve() in (path.resolve() for path in raw.files):
+        raise ValueError(f"{out}: the raw file would be written over; give another --out")
     card = out.with_suffix(".card.md")
     if out.exists() and not card.exists():
         raise ValueError(f"{out} is there, and no card beside it: give another --out")
@@ -139,6 +141,14 @@ def prepare(
         hash=hash,
         notes=_notes(raw, tally, limit),
     )
+
+
+def problems_of(source: str, *, terminal: Terminal | None = None) -> Iterator[Problem]:
+    """The problems of any source that `prepare` takes but generated tasks, nothing left out."""
+    if source.partition(":")[0] in SOURCES:
+        raise ValueError(f"{source} is generated; name a data set or a file")
+    rows = _open(source, None, 0, {}, None, terminal or Terminal(quiet=True)).rows
+    return (item.problem for _, item in rows if isinstance(item, Converted))
 
 
 def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +191,8 @@ class Raw:
 
     facts: Mapping[str, str]
     rows: Rows
+    files: tuple[Path, ...] = ()
+    """Where they are read from; none where they are generated."""
     dropped: Counter[str] = field(default_factory=Counter)
     """What was left out before, by reason."""
     expected: int | None = None
@@ -189,7 +201,6 @@ class Raw:
 
 def _open(
     source: str,
-    out: Path,
     limit: int | None,
     seed: int,
     args: Mapping[str, Any],
@@ -206,21 +217,15 @@ def _open(
                 raise ValueError(
                     f"{name} is {len(parts)} data sets; give the file alone, without the name"
                 )
-            return _open_files(parts, [[_input(Path(detail), out)]], {})
+            return _open_files(parts, [[Path(detail)]], {})
         return _open_hub(name, parts, args, revision, terminal)
     if revision is not None:
         raise ValueError(f"{source} is not on the hub and has no revision; leave --revision out")
     if _is_file(source):
         if args:
             raise ValueError(f"{source}: a file has no args; remove {', '.join(args)}")
-        return _open_files((None,), [[_input(Path(source), out)]], {})
+        return _open_files((None,), [[Path(source)]], {})
     return _open_generated(SourceSpec(source=source, count=limit, seed=seed, args=args))
-
-
-def _input(path: Path, out: Path) -> Path:
-    if path.resolve() == out.resolve():
-        raise ValueError(f"{out}: the raw file would be written over; give another --out")
-    return path
 
 
 def _is_file(source: str) -> bool:
@@ -296,7 +301,12 @@ def _open_files(
         found["note"] = "; ".join(dict.fromkeys(notes))
     known = [part.expected for part in parts if part is not None]
     expected = known[0] if len(known) == 1 else None
-    return Raw(facts=found, rows=chain.from_iterable(streams), expected=expected)
+    return Raw(
+        facts=found,
+        rows=chain.from_iterable(streams),
+        files=tuple(chain.from_iterable(paths)),
+        expected=expected,
+    )
 
 
 def _convert(path: Path, part: Part | None) -> tuple[str, Rows]:
@@ -357,13 +367,15 @@ class Tally:
     runs: dict[str, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
     """First and last rows of what was left out in a row, by reason and file: a file may repeat
     every problem a hundred times."""
-    troubles: list[tuple[Place, str, str]] = field(default_factory=list)
-    """Rows whose references or tests fail: where, the id, and what was said."""
+    details: dict[str, list[tuple[Place, str, str]]] = field(default_factory=dict)
+    """By reason the rows of which something is to be said: where, the problem's id, and that."""
 
-    def drop(self, place: Place, reason: str) -> None:
+    def drop(self, place: Place, dropped: Dropped, id: str = "") -> None:
         """One row less."""
-        self.dropped[reason] += 1
-        runs = self.runs.setdefault(reason, {}).setdefault(place.file, [])
+        self.dropped[dropped.reason] += 1
+        if dropped.detail:
+            self.details.setdefault(dropped.reason, []).append((place, id, dropped.detail))
+        runs = self.runs.setdefault(dropped.reason, {}).setdefault(place.file, [])
         if runs and runs[-1][1] == place.row - 1:
             runs[-1] = (runs[-1][0], place.row)
         else:
@@ -382,20 +394,19 @@ def _sieve(rows: Rows, filters: Iterable[Filter], tally: Tally, advance: Advance
         tally.rows += 1
         advance(tally.rows, tally.rows)
         if isinstance(item, Dropped):
-            reason: str | None = item.reason
+            tally.drop(place, item)
         elif (prompt := prompt_key(item.problem.prompt)) in prompts:
-            reason = REPEATED
+            tally.drop(place, Dropped(reason=REPEATED))
         elif (id := digest(item.problem.id)) in ids:
-            reason = "repeated id"
+            tally.drop(place, Dropped(reason="repeated id"))
         else:
             prompts.add(prompt)
             ids.add(id)
-            reason = next(filter(None, (reject(item.problem) for reject in filters)), None)
-            if reason is None:
+            found = next(filter(None, (reject(item.problem) for reject in filters)), None)
+            if found is None:
                 yield place, item
-                continue
-        assert reason is not None
-        tally.drop(place, reason)
+            else:
+                tally.drop(place, found, item.problem.id)
 
 
 @contextmanager
@@ -433,8 +444,7 @@ def _tested(kept: Kept, tester: Tester, limit: int | None, tally: Tally) -> Iter
             passed += 1
             yield problem
         else:
-            tally.drop(place, trouble.reason)
-            tally.troubles.append((place, problem.id, trouble.detail))
+            tally.drop(place, trouble, problem.id)
 
 
 def _through(
@@ -476,11 +486,9 @@ def _card(
         lines += ["", "## Left out", "", "| reason | rows | which |", "|---|---|---|"]
         for reason, count in tally.dropped.most_common():
             lines.append(f"| {reason} | {count} | {_which(tally.runs.get(reason, {}))} |")
-    if tally.troubles:
-        lines += ["", "## References and tests that do not hold", ""]
-        lines += ["| row | problem | verdict |", "|---|---|---|"]
-        for place, id, said in tally.troubles:
-            lines.append(f"| {place.row} | {_cell(id)} | {_cell(said)} |")
+    for reason, rows in tally.details.items():
+        lines += ["", f"## Left out: {reason}", "", "| row | problem | why |", "|---|---|---|"]
+        lines += [f"| {place.row} | {_cell(id)} | {_cell(said)} |" for place, id, said in rows]
     return "\n".join(lines) + "\n"
 
 

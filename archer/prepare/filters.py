@@ -1,30 +1,31 @@
 """Which problems are left out for what they are: a filter says why, or nothing.
 
     tests = at_least_tests(5)
-    tests(problem)              # "fewer than 5 tests", or None
+    tests(problem)              # Dropped(reason="fewer than 5 tests"), or None
 
-Filters by N-grams stand in `archer.data.grams`; whether an answer is accepted by its own verifier
-is found out in `archer.prepare.references`.
+Filters by N-grams stand in `archer.prepare.grams`; whether an answer is accepted by its own
+verifier is found out in `archer.prepare.references`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from archer.data.sources import Dropped
 from archer.types import Problem
 
-Filter = Callable[[Problem], str | None]
-"""The reason why a problem is left out, the same words for all; None where it stays."""
+Filter = Callable[[Problem], Dropped | None]
+"""Why a problem is left out; None where it stays."""
 
 
 def at_least_tests(number: int) -> Filter:
     """Leaves out problems of code with fewer tests; of assert statements nobody can tell."""
 
-    def too_few(problem: Problem) -> str | None:
+    def too_few(problem: Problem) -> Dropped | None:
         is_counted = problem.verifier == "code" and "tests" in problem.answer
-        return reason if is_counted and len(problem.answer["tests"]) < number else None
+        return dropped if is_counted and len(problem.answer["tests"]) < number else None
 
-    reason = f"fewer than {number} tests"
+    dropped = Dropped(reason=f"fewer than {number} tests")
     return too_few
 
 
@@ -34,10 +35,10 @@ def at_most_tokens(number: int, model: str) -> Filter:
     from archer.model.prompts import Renderer
 
     renderer = Renderer(load_tokenizer(model))
-    reason = f"a prompt of more than {number} tokens of {model}"
+    dropped = Dropped(reason=f"a prompt of more than {number} tokens of {model}")
 
-    def too_long(problem: Problem) -> str | None:
-        return reason if len(renderer.render(problem.prompt).token_ids) > number else None
+    def too_long(problem: Problem) -> Dropped | None:
+        return dropped if len(renderer.render(problem.prompt).token_ids) > number else None
 
     return too_long
 
@@ -45,10 +46,12 @@ def at_most_tokens(number: int, model: str) -> Filter:
 def solved_sometimes(rates: Mapping[str, float]) -> Filter:
     """Leaves out problems that a model always solves or never, by its mean scores."""
 
-    def outside(problem: Problem) -> str | None:
+    def outside(problem: Problem) -> Dropped | None:
         rate = rates.get(problem.id)
         if rate is None:
-            return "no pass rate"
-        return "never solved" if rate <= 0 else "always solved" if rate >= 1 else None
+            return Dropped(reason="no pass rate")
+        if 0 < rate < 1:
+            return None
+        return Dropped(reason="always solved" if rate >= 1 else "never solved")
 
     return outside

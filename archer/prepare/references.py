@@ -23,6 +23,7 @@ from typing import IO
 
 import archer
 from archer.data.problems import canonical, to_row
+from archer.data.sources import Dropped
 from archer.files import lock
 from archer.types import Outcome, Problem, Verdict
 from archer.verify.code import check_sandbox
@@ -50,17 +51,6 @@ class Trial:
     is_right: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """Why a problem is left out.
-
-    Example: Trouble(reason=REFUSED, detail="wrong: 4 is not 5")
-    """
-
-    reason: str
-    detail: str
-
-
 def trials(problem: Problem, reference: str | None) -> list[Trial]:
     """The responses that a problem is tried with; none where nothing is known of its answer."""
     found = [] if reference is None else [Trial(response=reference, is_right=True)]
@@ -86,16 +76,16 @@ def _own_answers(problem: Problem) -> list[str]:
     return []
 
 
-def find_trouble(outcomes: list[tuple[Trial, Outcome, str]]) -> Trouble | None:
+def find_trouble(outcomes: list[tuple[Trial, Outcome, str]]) -> Dropped | None:
     """What the verdicts on the trials of a problem say against it, if anything."""
     for trial, outcome, detail in outcomes:
         said = f"{outcome}: {detail}" if detail else outcome
         if trial.is_right and outcome != "correct":
-            return Trouble(reason=REFUSED, detail=said)
+            return Dropped(reason=REFUSED, detail=said)
         if not trial.is_right and outcome == "correct":
-            return Trouble(reason=PASSED_BY_NOTHING, detail=said)
+            return Dropped(reason=PASSED_BY_NOTHING, detail=said)
         if not trial.is_right and outcome == "error":
-            return Trouble(reason=NOT_RUN, detail=said)
+            return Dropped(reason=NOT_RUN, detail=said)
     return None
 
 
@@ -191,7 +181,7 @@ class Tester:
             waiting.trials.append((trial, key, ticket))
         self._waiting.append(waiting)
 
-    def next(self) -> tuple[Problem, Trouble | None]:
+    def next(self) -> tuple[Problem, Dropped | None]:
         """The problem that was submitted first, and what is wrong with it. Waits for it."""
         waiting = self._waiting.popleft()
         outcomes = []

@@ -5,7 +5,6 @@ import json
 import pickle
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +28,7 @@ from archer.data.code_rows import (
 )
 from archer.data.problems import to_problem, to_row
 from archer.types import Problem
-
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+from tests.real_data import real_file
 
 Row = dict[str, Any]
 
@@ -357,9 +355,7 @@ def test_a_row_without_a_solution_has_no_reference(row: Row) -> None:
 
 
 def real(name: str) -> Iterator[Row]:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{name} does not lie in ../shared/data")
+    path = real_file(name)
     lines = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     with lines:
         yield from map(json.loads, lines)
