@@ -169,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
             help="of the template",
         )
         made.add_argument("--answer-pattern", metavar="P", help="box, number, or a regex (box)")
+        made.add_argument(
+            "--cpu-seconds",
+            type=float,
+            metavar="S",
+            help="of a verdict, or a test of a program, that has no limit of its own (5)",
+        )
 
     made = add("train", _train, "train by a recipe; goes on by itself where a run folder stands")
     add_recipe(made)
@@ -259,6 +265,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--problems", type=Path, metavar="FILE.jsonl", help="(the run's own evaluation problems)"
     )
+    made.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="problems, prepared from the hub, and settings of a paper or an official runner, over "
+        "which goes what else is given; archer eval --suite list shows them",
+    )
     add_sampling(made)
     made.add_argument(
         "--out", type=Path, metavar="FILE.json", help="result; responses go beside it (evals/...)"
@@ -284,9 +296,12 @@ def _parser() -> argparse.ArgumentParser:
         "--problems",
         type=Path,
         action="append",
-        required=True,
+        default=[],
         metavar="FILE.jsonl",
         help="to be scored by; several are given one by one",
+    )
+    made.add_argument(
+        "--suite", action="append", default=[], metavar="NAME", help="the same, as of archer eval"
     )
     add_sampling(made)
     made.add_argument("--out", type=Path, metavar="DIR", help="results and scores.md (RUN/watch)")
@@ -437,6 +452,11 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
 def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.compare:
         return _compare(options, terminal)
+    if options.suite == "list":
+        from archer.suites import listed
+
+        terminal.result(listed())
+        return 0
     if options.model is None:
         raise ValueError("eval needs a MODEL, or --compare with two results; see archer eval -h")
     from archer.evaluate_model import evaluate_model
@@ -446,6 +466,7 @@ def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
             options.model,
             terminal=terminal,
             problems=options.problems,
+            suite=options.suite,
             **_sampling(options),
             out=options.out,
         )
@@ -470,6 +491,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         "template": options.template,
         "template_args": parse_args(options.template_arg) or None,
         "answer_pattern": options.answer_pattern,
+        "cpu_seconds": options.cpu_seconds,
     }
 
 
@@ -479,6 +501,7 @@ def _watch(options: argparse.Namespace, terminal: Terminal) -> int:
     watched = watch(
         options.run,
         problems=options.problems,
+        suites=options.suite,
         terminal=terminal,
         out=options.out,
         poll=options.poll,

@@ -109,6 +109,7 @@ def score_answers(
 def described(data: Data, config: Config) -> dict[str, Any]:
     """All settings that an evaluation depends on, beside the model."""
     return {
+        **({"suite": data.suite} if data.suite else {}),
         "prompt": data.prompt,
         "verify": asdict(judging(config)),
         "sampling": asdict(eval_sampling(config)),

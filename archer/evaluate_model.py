@@ -31,11 +31,13 @@ from archer.model.load import load_model, load_tokenizer, stop_token_ids
 from archer.run import MANIFEST, checksum
 from archer.scores import Evaluation, write_result
 from archer.setup import Data, load_data, num_threads, open_verifiers
+from archer.suites import laid_over, suite_problems, unexpected
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES
 from archer.unfinished import Unfinished, open_unfinished
 
 Knobs = dict[str, Any]
+Job = tuple[Config, Data]
 
 MADE_HERE = ("tiny", "smollm2")
 """Names that are no folder's, even where one of that name lies."""
@@ -59,6 +61,23 @@ class Subject:
     checkpoint: Checkpoint | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a model is to be measured by.
+
+    Example: Asked(problems=Path("evals/suites/aime24.jsonl"), suite="aime24", ks=(1, 8),
+                   settings={"samples": 64, "temperature": 0.8})
+    """
+
+    problems: Path | None
+    """None: the evaluation problems of a run or an export itself."""
+    suite: str = ""
+    ks: Sequence[int] = ()
+    """Of pass@k and majority@k."""
+    settings: Mapping[str, Any]
+    """As `sections` takes them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplerAlone:
     """A model that is sampled from and never trained."""
@@ -74,6 +93,7 @@ def evaluate_model(
     *,
     terminal: Terminal,
     problems: Path | None = None,
+    suite: str | None = None,
     ks: Sequence[int] = (),
     out: Path | None = None,
     **asked: Any,
@@ -81,18 +101,20 @@ def evaluate_model(
     """Measures a model, writes the result and the responses, and returns both as a text.
 
     `model` is a hub name, a folder, a .gguf file, an export, a run or one of its checkpoints.
-    `asked` are settings as `sections` takes them. What is not among them is as the model was
-    trained, or the default where it brings no recipe. Without `problems`, a run or an export is
-    judged by its own evaluation problems.
+    `asked` are settings as `sections` takes them. What is not among them is as in the suite, else
+    as the model was trained, or the default where it brings no recipe. Without `problems` they are
+    those of the suite; without a suite a run or an export is judged by its own evaluation problems.
 
     Raises ValueError, before weights load, for whatever is wrong with the model's name, the
     problems, the settings or `out`.
     """
     subject = find_subject(model)
-    config = evaluation_config(subject, problems=problems, **sections(**asked))
-    check_ks(ks, config.eval.samples)
-    data = load_data(config)
-    out = out or _default_out(subject, problems)
+    if suite is None:
+        by = Asked(problems=problems, ks=ks, settings=asked)
+    else:
+        by = asked_by_suite(suite, asked, terminal, problems=problems, ks=ks)
+    config, data = open_job(subject, by)
+    out = out or _default_out(subject, by.problems)
     _check_out(out)
     terminal.say(
         f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
@@ -107,7 +129,31 @@ def evaluate_model(
         terminal=terminal,
         engine=lambda: open_sampler(config, subject.checkpoint),
     )
-    return f"{describe(evaluation, ks)}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
+    notes = [suite and unexpected(suite, evaluation.problems)]
+    shown = "\n\n".join(filter(None, [describe(evaluation, ks), *notes]))
+    return f"{shown}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
+
+
+def asked_by_suite(
+    suite: str,
+    asked: Mapping[str, Any],
+    terminal: Terminal,
+    *,
+    problems: Path | None = None,
+    ks: Sequence[int] = (),
+) -> Asked:
+    """A suite with what was asked for laid over it, on its own problems or those of a file."""
+    settings = laid_over(suite, asked)
+    return Asked(
+        problems=problems or suite_problems(suite, terminal), suite=suite, ks=ks, settings=settings
+    )
+
+
+def open_job(subject: Subject, by: Asked) -> Job:
+    """The settings and the problems of an evaluation; ValueError where something is wrong."""
+    config = evaluation_config(subject, problems=by.problems, **sections(**by.settings))
+    check_ks(by.ks, config.eval.samples)
+    return config, replace(load_data(config), suite=by.suite)
 
 
 def sections(
@@ -123,6 +169,7 @@ def sections(
     template: str | None = None,
     template_args: Mapping[str, Any] | None = None,
     answer_pattern: str | None = None,
+    cpu_seconds: float | None = None,
 ) -> dict[str, Knobs]:
     """What was asked for, by the sections of a recipe; see `evaluation_config`."""
     return {
@@ -140,7 +187,7 @@ def sections(
             "template": template,
             "template_args": template_args,
         },
-        "verify": {"answer_pattern": answer_pattern},
+        "verify": {"answer_pattern": answer_pattern, "cpu_seconds": cpu_seconds},
     }
 
 

@@ -43,6 +43,8 @@ class Data:
     counts: tuple[SourceCount, ...]
     overlong_dropped: int
     longest_prompt: int
+    suite: str = ""
+    """Name of the suite that the evaluation problems are, if they are one (archer.suites)."""
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -53,21 +53,21 @@ from archer.config import Config, load_config
 from archer.data.sources import SourceSpec, train_and_eval
 from archer.evaluate import described
 from archer.evaluate_model import (
+    Asked,
+    Job,
     SamplerAlone,
     Subject,
-    check_ks,
-    evaluation_config,
+    asked_by_suite,
     find_subject,
     measure,
+    open_job,
     open_sampler,
     part_of,
-    sections,
 )
 from archer.export import RECIPE, Checkpoint, export, is_checkpoint, is_run
 from archer.merge import find_sharded
 from archer.run import checkpoint_steps, read_checkpoint
 from archer.scores import Evaluation, read_evaluation
-from archer.setup import Data, load_data
 from archer.sinks import Sink, check_sinks, open_sinks
 from archer.terminal import Terminal
 from archer.unfinished import OtherEvaluation, differences
@@ -92,8 +92,6 @@ NUMBERED = re.compile(r".*?(\d+)")
 
 HELD = "held-step-"
 
-Job = tuple[Config, Data]
-
 
 class Watched(NamedTuple):
     """The table, and how many evaluations were given up."""
@@ -113,8 +111,9 @@ class Trouble(Exception):
 def watch(
     run: Path,
     *,
-    problems: Sequence[Path],
     terminal: Terminal,
+    problems: Sequence[Path] = (),
+    suites: Sequence[str] = (),
     out: Path | None = None,
     poll: float = POLL,
     once: bool = False,
@@ -122,26 +121,30 @@ def watch(
     ks: Sequence[int] = (),
     **asked: Any,
 ) -> Watched:
-    """Evaluates the checkpoints of `run` on each problem file, until the run is finished.
+    """Evaluates the checkpoints of `run` on each problem file and suite, until the run is finished.
 
     Args:
         run: a run, or a folder of exports or of what many ranks wrote.
-        problems: files, each with a name of its own.
         terminal: hears of each result.
+        problems: files, each with a name of its own.
+        suites: names of `archer.suites.SUITES`.
         out: where results go, RUN/watch if not given.
         poll: seconds between two looks.
         once: ends when what is there is evaluated, by whichever watcher.
         base: for what many ranks wrote, the model that gives config and tokenizer.
         ks: of pass@k.
-        asked: settings as `evaluate_model` takes them; what is not given is as the run was trained.
+        asked: settings as `evaluate_model` takes them; what is not given is as in the suite, else
+            as the run was trained.
 
     Raises ValueError, before weights load, for a folder that is nothing of the kind, and for
     problems and settings that cannot be evaluated, or are not those that `out` was begun with.
     """
     if not poll > 0:
         raise ValueError(f"--poll {poll:g}: must be above 0; give the seconds between two looks")
-    paths = _by_name(problems)
     source = find_source(run)
+    files = [Asked(problems=path, ks=ks, settings=asked) for path in problems]
+    found = [asked_by_suite(name, asked, terminal, ks=ks) for name in suites]
+    exams = _by_name([*files, *found])
     config = load_config(run / "config.toml") if source.is_run else None
     jobs: dict[str, Job] = {}
     if config is not None:
@@ -152,10 +155,10 @@ def watch(
             )
         check_sinks(config.log.sinks)
         subject = Subject(label=run.resolve().name, recipe=config.model_dump(mode="json"))
-        jobs = {name: open_job(subject, path, ks, asked) for name, path in paths.items()}
+        jobs = {name: open_job(subject, by) for name, by in exams.items()}
     else:  # settings are checked by the first that is complete
-        for path in paths.values():
-            train_and_eval([], [SourceSpec(source=str(path))], verifiers=VERIFIERS)
+        for by in exams.values():
+            train_and_eval([], [SourceSpec(source=str(by.problems))], verifiers=VERIFIERS)
     out = out or run / "watch"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -170,10 +173,8 @@ def watch(
         watcher = Watcher(
             source=source,
             out=out,
-            paths=paths,
+            exams=exams,
             jobs=jobs,
-            asked=asked,
-            ks=ks,
             base=base,
             terminal=terminal,
             claims=claims,
@@ -183,18 +184,11 @@ def watch(
         for name, job in jobs.items():
             watcher.check_settings(name, job)
         watcher.until_done(poll, once)
-    found = find_results(out)
+    results = find_results(out)
     failed = sum(
-        why != GONE for name in paths.keys() & found for why in found[name].missed.values()
+        why != GONE for name in exams.keys() & results for why in results[name].missed.values()
     )
-    return Watched(f"{text(found)}\n\n{out / 'scores.md'}", failed)
-
-
-def open_job(subject: Subject, path: Path, ks: Sequence[int], asked: Mapping[str, Any]) -> Job:
-    """The settings and the problems of an evaluation; ValueError where something is wrong."""
-    config = evaluation_config(subject, problems=path, **sections(**asked))
-    check_ks(ks, config.eval.samples)
-    return config, load_data(config)
+    return Watched(f"{text(results)}\n\n{out / 'scores.md'}", failed)
 
 
 # ------------------------------------------------------------------ what there is to evaluate
@@ -267,17 +261,21 @@ def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file() or find_sharded(path) is not None
 
 
-def _by_name(problems: Sequence[Path]) -> dict[str, Path]:
-    """The files by the names that results get."""
-    paths: dict[str, Path] = {}
-    for path in problems:
-        if other := paths.get(path.stem):
+def _by_name(exams: Sequence[Asked]) -> dict[str, Asked]:
+    """What is asked for, by the names of results. ValueError for nothing, and for a name twice."""
+    if not exams:
+        raise ValueError("nothing to score checkpoints by; give --problems or --suite")
+    found: dict[str, Asked] = {}
+    for by in exams:
+        assert by.problems is not None
+        name = by.suite or by.problems.stem
+        if other := found.get(name):
             raise ValueError(
-                f"--problems {other} and {path}: results are named after {path.stem!r} for both; "
-                "rename one of them"
+                f"--problems {other.problems} and {by.problems}: results are named after {name!r} "
+                "for both; rename one of them"
             )
-        paths[path.stem] = path
-    return paths
+        found[name] = by
+    return found
 
 
 # ------------------------------------------------------------------ evaluating it
@@ -289,12 +287,10 @@ class Watcher:
 
     source: Source
     out: Path
-    paths: Mapping[str, Path]
-    """Problem files, by the names of their results."""
+    exams: Mapping[str, Asked]
+    """What is asked for, by the names of the results."""
     jobs: Mapping[str, Job]
     """What to evaluate a run's checkpoints by; empty where each brings its own settings."""
-    asked: Mapping[str, Any]
-    ks: Sequence[int]
     base: str | None
     terminal: Terminal
     claims: Claims
@@ -330,7 +326,7 @@ class Watcher:
         return waiting, not self.source.is_run and len(complete) < len(found)
 
     def _is_settled(self, step: int) -> bool:
-        if not all(self._is_final(step, name) for name in self.paths):
+        if not all(self._is_final(step, name) for name in self.exams):
             return False
         if self.claims.busy(_key(step)):  # with problem files of its own
             return True
@@ -350,7 +346,7 @@ class Watcher:
         """Does what is left of a step, unless another does; False where nothing was done."""
         if not self.claims.take(_key(step)):
             return False
-        left = [name for name in self.paths if not self._is_final(step, name)]
+        left = [name for name in self.exams if not self._is_final(step, name)]
         try:
             self._evaluate(step, left)
         except ClaimLost:
@@ -389,9 +385,7 @@ class Watcher:
             self.check_settings(name, job)
         for name, job in jobs.items():
             with self._as_trouble(step, *TROUBLE):
-                evaluation = self._go_on(
-                    step, subject, job, result_path(self.out, step, name), engine
-                )
+                evaluation = self._go_on(step, name, subject, job, engine)
             score = evaluation.score
             self.terminal.say(
                 f"step {step:<6}  {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
@@ -399,9 +393,9 @@ class Watcher:
             )
 
     def _go_on(
-        self, step: int, subject: Subject, job: Job, out: Path, engine: Callable[[], SamplerAlone]
+        self, step: int, name: str, subject: Subject, job: Job, engine: Callable[[], SamplerAlone]
     ) -> Evaluation:
-        config, data = job
+        (config, data), out = job, result_path(self.out, step, name)
 
         def go_on() -> Evaluation:
             return measure(
@@ -409,7 +403,7 @@ class Watcher:
                 config,
                 data,
                 out,
-                ks=self.ks,
+                ks=self.exams[name].ks,
                 terminal=self.terminal,
                 engine=engine,
                 check=lambda: self.claims.check(_key(step)),
@@ -452,7 +446,7 @@ class Watcher:
         return True
 
     def _give_up(self, step: int, reason: str) -> None:
-        for name in self.paths:
+        for name in self.exams:
             if not result_path(self.out, step, name).exists():
                 path = missed_path(self.out, step, name)
                 self._put(path, reason + "\n")
@@ -476,9 +470,7 @@ class Watcher:
         try:
             subject = self._subject(step, folder)
             jobs = {
-                name: self.jobs.get(name)
-                or open_job(subject, self.paths[name], self.ks, self.asked)
-                for name in names
+                name: self.jobs.get(name) or open_job(subject, self.exams[name]) for name in names
             }
         except ValueError as error:
             self._discard(held)  # its copy may be mended
@@ -538,7 +530,7 @@ class Watcher:
         """ValueError where the folder was begun with others. The first to come sets them."""
         config, data = job
         path = self.out / f"settings-{name}.json"
-        here = json.loads(json.dumps({**described(data, config), "k": list(self.ks)}))
+        here = json.loads(json.dumps({**described(data, config), "k": list(self.exams[name].ks)}))
         if not path.exists():
             aside = self.claims.own / path.name
             aside.write_text(json.dumps(here, indent=1) + "\n", encoding="utf-8")

@@ -498,6 +498,36 @@ def test_wherever_it_is_killed_the_same_command_leaves_what_an_unbroken_one_does
         check_kill(killed, trained, whole, run, **kill)
 
 
+def test_a_suite_scores_by_its_own_settings_beside_problem_files(
+    trained: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evals" / "suites").mkdir(parents=True)
+    shutil.copy(trained / "others.jsonl", tmp_path / "evals" / "suites" / "gsm8k.jsonl")
+    asked = ["watch", str(run), "--suite", "gsm8k", "--problems", str(trained / "sums.jsonl")]
+    assert main([*asked, "--once", "--poll", "0.1", "--max-tokens", "5"]) == 0
+    found = sorted(path.name for path in (run / "watch").glob("step-000003-*.json"))
+    assert found == ["step-000003-gsm8k.json", "step-000003-sums.json"]
+    suite, own = (json.loads((run / "watch" / name).read_text())["settings"] for name in found)
+    assert (suite["suite"], suite["sampling"]["temperature"]) == ("gsm8k", 0.0)
+    assert ("suite" in own, own["sampling"]["temperature"]) == (False, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "nothing to score checkpoints by; give --problems or --suite"),
+        (["--suite", "gsm9k"], "no suite is called 'gsm9k'; did you mean"),
+    ],
+)
+def test_something_to_score_by_is_needed(
+    run: Path, capsys: pytest.CaptureFixture[str], asked: list[str], said: str
+) -> None:
+    assert main(["watch", str(run), *asked, "--once"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
 # ------------------------------------------------------------------ other folders
 
 
