@@ -113,7 +113,7 @@ def test_the_number_of_problems_is_only_told_where_it_differs() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--suite", "aime42"], "no suite is called 'aime42'; did you mean"),
+        (["--suite", "aime42"], "no suite is called 'aime42'; near to it: aime25"),
         (["--suite", "aime24", "--temperature", "-1"], "eval.temperature = -1.0"),
         (["--suite", "aime24", "--k", "65"], "pass@65 cannot be measured with 64 samples"),
         (["--suite", "aime24", "--cpu-seconds", "0"], "verify.cpu_seconds = 0.0"),

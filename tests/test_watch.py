@@ -517,7 +517,7 @@ def test_a_suite_scores_by_its_own_settings_beside_problem_files(
     ("asked", "said"),
     [
         ([], "nothing to score checkpoints by; give --problems or --suite"),
-        (["--suite", "gsm9k"], "no suite is called 'gsm9k'; did you mean"),
+        (["--suite", "gsm9k"], "no suite is called 'gsm9k'; near to it: gsm8k"),
     ],
 )
 def test_something_to_score_by_is_needed(
