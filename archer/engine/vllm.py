@@ -98,6 +98,10 @@ class VllmSampler:
             if places:
                 self._llm.llm_engine.abort_request(list(places))
 
+    def close(self) -> None:
+        """Ends vLLM's process and gives its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+
     def _sampling(self, sampling: Sampling, name: tuple[str | int, ...]) -> Any:
         return self._params(
             max_tokens=sampling.max_tokens,
