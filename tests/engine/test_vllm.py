@@ -132,6 +132,6 @@ def test_stop_strings_and_the_limit_end_an_answer(
 def test_what_is_left_is_dropped(vllm: VllmSampler, requests: list[Request]) -> None:
     begun = vllm.generate(requests, Sampling(max_tokens=24))
     next(begun)
-    begun.close()
+    del begun
     alone = list(vllm.generate(requests[:1], Sampling(max_tokens=4)))
     assert [sample.request for sample in alone] == [0] * SAMPLES
