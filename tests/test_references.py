@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from archer.cores import num_cores
 from archer.prepare import Prepared, prepare
 from archer.prepare.references import (
     NOT_RUN,
@@ -23,6 +22,8 @@ from archer.prepare.references import (
     trials,
 )
 from archer.types import Outcome, Problem
+from tests.killed import STRIDE, Killed, killing, moments
+from tests.local_hub import Hub, running
 from tests.needs import needs_sandbox
 
 
@@ -141,54 +142,119 @@ def test_two_processes_do_not_prepare_one_file(tmp_path: Path) -> None:
 # Killed
 
 
-def run(raw: Path, out: Path, log: Path, *, keys: int | None = None, seconds: float = 0.0) -> bool:
-    """Runs the command to its end, or kills it so long after so many verdicts; True if it ended."""
-    script = Path(__file__).with_name("killed_prepare.py")
-    command = [sys.executable, str(script), str(raw), str(out), str(log)]
-    log.touch()
-    begin = log.stat().st_size
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        if keys is not None:
-            while process.poll() is None and log.stat().st_size < begin + keys * KEY_BYTES:
-                time.sleep(0.001)
-            time.sleep(seconds)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                return False
-        assert process.wait() == 0
-    return True
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the hub's library keeps what it downloads."""
+    return tmp_path_factory.mktemp("home")
 
 
-KEY_BYTES = 33
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, hub: Hub, home: Path) -> Iterator[Killed]:
+    place = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
+    with killing("preparing", tmp_path_factory.mktemp("killed"), **place) as killed:
+        yield killed
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def noted(killed: Killed) -> tuple[int, list[str], list[str]]:
+    """Since the last time: the bytes that came, and the verdicts that were made and kept."""
+    rows = killed.noted()
+    made, kept = ([row[name] for row in rows if name in row] for name in ("made", "kept"))
+    return sum(row.get("bytes", 0) for row in rows), made, kept
+
+
 @needs_sandbox
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_wherever_it_is_killed_the_same_command_ends_as_an_unbroken_one(
-    tmp_path: Path, kills: int
+def test_however_often_it_is_killed_the_same_command_ends_as_an_unbroken_one(
+    tmp_path: Path, killed: Killed, kills: int
 ) -> None:
-    program = "def add(a, b):\n    for _ in range(10**5): pass\n    return a + b"
-    rows = [MBPP | {"text": f"Add {n}.", "code": program} for n in range(10 * kills)]
+    rows = [MBPP | {"text": f"Add {n}."} for n in range(10 * kills)]
     rows[7] |= {"code": "def add(a, b): return 0"}
     raw = tmp_path / "raw.jsonl"
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole, again = tmp_path / "whole", tmp_path / "again"
-    assert run(raw, whole / "out.jsonl", tmp_path / "whole.log")
-    every = (tmp_path / "whole.log").read_text().split()
-    assert len(every) == len(set(every)) == 2 * len(rows)
-    draw, log = random.Random(kills), tmp_path / "again.log"
-    for _ in range(kills):  # before the first verdict, too, and anywhere in between
-        keys, seconds = draw.randrange(len(every) // (2 * kills)), draw.uniform(0.0, 0.05)
-        if run(raw, again / "out.jsonl", log, keys=keys, seconds=seconds):
-            break  # a fast machine was done before
-    assert run(raw, again / "out.jsonl", log)
+    command = ["prepare", str(raw), "--quiet", "--out"]
+    codes, events = killed([*command, str(whole / "out.jsonl")])
+    assert codes == [0], killed.said.read_text()
+    _, made, every = noted(killed)
+    assert len(every) == len(set(every)) == len(made) == 2 * len(rows) < events
+    draw = random.Random(kills)
+    for _ in range(kills):  # together they cost half of the events at most
+        at = draw.randrange(1, events // (2 * kills))
+        codes, _ = killed([*command, str(again / "out.jsonl")], kill_at=[at])
+        assert codes == [-9], killed.said.read_text()
+    codes, _ = killed([*command, str(again / "out.jsonl")])
+    assert codes == [0], killed.said.read_text()
     assert files(again) == files(whole)
     assert sorted(files(whole)) == ["out.card.md", "out.jsonl"]
-    kept = log.read_text().split()
-    assert len(kept) == len(set(kept)), "nothing is judged twice"
-    assert set(kept) <= set(every)
+    _, made, kept = noted(killed)
+    assert set(made) == set(every)
+    assert len(kept) == len(set(kept)), "what was kept is not judged again"
+    assert len(made) - len(every) <= kills * num_cores(), "a kill costs what was being judged"
+
+
+def contest(number: int) -> dict[str, Any]:
+    """A row of LiveCodeBench; an empty program passes every fifth."""
+    said = "" if number % 5 == 4 else "0"
+    tests = [{"input": str(number) * 50_000, "output": said, "testtype": "stdin"}]
+    return {
+        "question_id": f"own-{number}",
+        "question_content": f"Do nothing {number} times.",
+        "public_test_cases": json.dumps(tests),
+    }
+
+
+@needs_sandbox
+@pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.full)])
+def test_wherever_a_download_with_all_that_follows_is_killed_it_goes_on_from_there(
+    tmp_path: Path, killed: Killed, hub: Hub, home: Path, number: int
+) -> None:
+    """A kill costs one block of the download and the verdicts that are under way, one a core."""
+    content = {
+        name: "".join(json.dumps(contest(n)) + "\n" for n in range(first, first + 10)).encode()
+        for name, first in (("test.jsonl", 10), ("test2.jsonl", 20))
+    }
+    hub.commit("livecodebench/code_generation_lite", content)
+    size = sum(map(len, content.values()))
+
+    def run(out: Path, *kill_at: int) -> int:
+        arguments = ["prepare", "livecodebench", "--arg", "release=v2", "--quiet", "--out"]
+        codes, events = killed([*arguments, str(out)], kill_at=kill_at)
+        assert codes == [-9 if kill_at else 0], killed.said.read_text()
+        return events
+
+    shutil.rmtree(home / "hub", ignore_errors=True)
+    whole = tmp_path / "whole"
+    events = run(whole / "out.jsonl")
+    come, every, _ = noted(killed)
+    assert come == size > 30 * STRIDE
+    assert len(every) == len(set(every)) == 20
+    cache = blobs(home)
+    assert sorted(cache.values()) == sorted(content.values())
+    for at in moments(events, number):
+        shutil.rmtree(home / "hub")
+        again = tmp_path / str(at)
+        run(again / "out.jsonl", at)
+        first_come, first_made, first_kept = noted(killed)
+        run(again / "out.jsonl")
+        come, made, _ = noted(killed)
+        assert files(again) == files(whole), at
+        assert blobs(home) == cache and not list(home.rglob("*.partial")), at
+        assert 0 <= first_come + come - size <= STRIDE, "one block comes a second time at most"
+        assert not set(made) & set(first_kept), "what was kept is not judged again"
+        assert {*first_made, *made} == set(every)
+        assert len(first_made) + len(made) - len(every) <= num_cores()
+
+
+def blobs(home: Path) -> dict[str, bytes]:
+    """The files that came, by checksum."""
+    return {path.name: path.read_bytes() for path in home.glob("hub/*/blobs/*")}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,11 @@ from archer.train import train
 from archer.types import Problem
 from archer.unfinished import open_unfinished
 from archer.verify.pool import Ticket, WorkerPool
-from tests.killed_eval import SAMPLES, arguments
+from tests.killed import UNIT, Killed, killing, moments
 
 QUIET = Terminal(quiet=True)
-NUM_PROBLEMS = 7
-UNIT = 6
-"""Two problems of three samples each: four units, of which the last is smaller."""
+NUM_PROBLEMS, SAMPLES = 7, 3
+"""A unit holds two problems: there are four, of which the last is smaller."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +67,12 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measure(problems: Path, out: Path | None = None, **asked: Any) -> None:
     knobs = {"samples": SAMPLES, "max_tokens": 6, "answer_pattern": "number", **asked}
     evaluate_model("tiny", terminal=QUIET, problems=problems, out=out, **knobs)
+
+
+def arguments(problems: Path, out: Path) -> list[str]:
+    """The same on the command line."""
+    asked = ["--samples", str(SAMPLES), "--max-tokens", "6", "--answer-pattern", "number"]
+    return ["eval", "tiny", "--problems", str(problems), "--out", str(out), "--quiet", *asked]
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -130,20 +133,54 @@ def test_wherever_it_was_killed_an_evaluation_ends_as_the_unbroken_one(
         assert sorted(done["judged"]) == sorted(every["judged"][kept:])
 
 
-def test_an_evaluation_is_killed_and_the_same_command_goes_on(
-    problems: Path, tmp_path: Path, done: dict[str, list[Any]]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
+    with killing("sampling", tmp_path_factory.mktemp("killed")) as killed:
+        yield killed
+
+
+def asked_for(killed: Killed) -> tuple[list[str], list[str]]:
+    """What was sampled (names of completions) and judged (ids) since the last time, in order."""
+    rows = killed.noted()
+    sampled = [name for row in rows for name in row.get("sampled", ())]
+    return sampled, [row["judged"] for row in rows if "judged" in row]
+
+
+def num_kept(out: Path) -> int:
+    """How many responses are on disk in whole units."""
+    part, responses = out.with_suffix(".jsonl.part"), out.with_suffix(".jsonl")
+    if not part.exists():
+        return len(responses.read_bytes().splitlines()) if responses.exists() else 0
+    lines = sum(line.endswith(b"\n") for line in part.read_bytes().splitlines(True)[1:])
+    return lines if lines == NUM_PROBLEMS * SAMPLES else lines // UNIT * UNIT
+
+
+@pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.full)])
+def test_wherever_the_command_is_killed_it_ends_as_an_unbroken_one(
+    problems: Path, tmp_path: Path, killed: Killed, number: int
 ) -> None:
-    measure(problems, tmp_path / "whole" / "sums.json")
-    out = tmp_path / "killed" / "sums.json"
-    script = Path(__file__).with_name("killed_eval.py")
-    command = [sys.executable, str(script), str(problems), str(out), str(UNIT), "2"]
-    killed = subprocess.run(command, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert list(files(out)) == ["sums.jsonl.part"]
-    done["sampled"].clear()
-    assert main(arguments(problems, out)) == 0
-    assert len(done["sampled"]) == (NUM_PROBLEMS - 4) * SAMPLES
-    assert files(out) == files(tmp_path / "whole" / "sums.json")
+    """A kill costs the unit that was under way: of that alone responses are sampled and judged a
+    second time, and each at most once."""
+    whole = tmp_path / "whole" / "sums.json"
+    codes, events = killed(arguments(problems, whole))
+    assert codes == [0] and events > 30, killed.said.read_text()
+    sampled, judged = asked_for(killed)
+    assert len(sampled) == len(set(sampled)) == len(judged) == NUM_PROBLEMS * SAMPLES
+    for at in moments(events, number):
+        out = tmp_path / str(at) / "sums.json"
+        codes, _ = killed(arguments(problems, out), kill_at=[at])
+        assert codes == [-signal.SIGKILL], killed.said.read_text()
+        kept = num_kept(out)
+        first = asked_for(killed)
+        codes, _ = killed(arguments(problems, out))
+        assert codes == [0], killed.said.read_text()
+        second = asked_for(killed)
+        assert files(out) == files(whole), at
+        assert second[0] == sampled[kept:], "nothing that is on disk is sampled again"
+        assert second[1] == judged[kept:], "nor judged"
+        for asked, every in zip(first, (sampled, judged), strict=True):
+            assert asked == every[: len(asked)]
+            assert kept <= len(asked) <= kept + UNIT, "a kill costs one unit"
 
 
 def test_a_kill_while_the_result_is_written_costs_no_sample(

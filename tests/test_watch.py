@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +30,7 @@ from archer.run import checkpoint_steps
 from archer.sinks import SINKS, Sink
 from archer.terminal import Terminal
 from archer.train import train
-from tests.killed_watch import UNIT
+from tests.killed import UNIT, Killed, killing, moments
 
 QUIET = Terminal(quiet=True)
 STEPS, SAMPLES = 3, 3
@@ -375,43 +372,18 @@ def test_whoever_is_taken_over_lets_go(
     assert contents(run / "watch") == contents(whole)
 
 
-class Killed:
-    """Runs commands in forks that are killed; see tests/killed_watch.py."""
-
-    def __init__(self, child: subprocess.Popen[str], log: Path) -> None:
-        self.child, self.log = child, log
-        self.judged = 0
-
-    def __call__(self, *commands: Sequence[str], **asked: Any) -> tuple[list[int], int]:
-        assert self.child.stdin is not None and self.child.stdout is not None
-        self.child.stdin.write(
-            json.dumps({"commands": commands, "log": str(self.log), **asked}) + "\n"
-        )
-        self.child.stdin.flush()
-        ended = json.loads(self.child.stdout.readline())
-        return ended["codes"], ended["events"]
-
-    def sampled(self) -> list[tuple[int, str, str]]:
-        """(process, result, completion) of what the sampler was asked for since the last time.
-
-        `judged` is how many responses the verifiers were asked for in that time.
-        """
-        rows = [json.loads(line) for line in self.log.read_text().splitlines()]
-        self.log.write_text("")
-        self.judged = sum("judged" in row for row in rows)
-        return [(row["pid"], row["out"], name) for row in rows for name in row.get("names", ())]
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
-    program = Path(__file__).with_name("killed_watch.py")
-    with subprocess.Popen(
-        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        yield Killed(child, tmp_path_factory.mktemp("killed") / "log")
-        child.stdin.close()
+    with killing("sampling", tmp_path_factory.mktemp("killed")) as killed:
+        yield killed
+
+
+def asked_for(killed: Killed) -> tuple[list[tuple[int, str, str]], int]:
+    """(process, result, completion) of what was sampled since the last time, and how many responses
+    the verifiers were asked for."""
+    rows = killed.noted()
+    sampled = [(row["pid"], row["out"], name) for row in rows for name in row.get("sampled", ())]
+    return sampled, sum("judged" in row for row in rows)
 
 
 def test_two_watchers_share_the_work_and_leave_what_one_leaves(
@@ -419,9 +391,9 @@ def test_two_watchers_share_the_work_and_leave_what_one_leaves(
 ) -> None:
     asked = command(trained, run)
     codes, _ = killed(asked, asked)
-    assert codes == [0, 0], Path(f"{killed.log}.out").read_text()
-    seen = killed.sampled()
-    assert len(seen) == len({(out, name) for _, out, name in seen}) == killed.judged == EVERY
+    assert codes == [0, 0], killed.said.read_text()
+    seen, num_judged = asked_for(killed)
+    assert len(seen) == len({(out, name) for _, out, name in seen}) == num_judged == EVERY
     by_step = {(out.rsplit("-", 1)[0], pid) for pid, out, _ in seen}
     assert len(by_step) == STEPS, "one watcher a step"
     assert len({pid for _, pid in by_step}) == 2
@@ -433,8 +405,8 @@ def test_what_a_killed_watcher_leaves_is_gone_on_with_by_another(
 ) -> None:
     asked = command(trained, run)
     codes, _ = killed(asked, asked, kill_at=[30])
-    assert codes == [-9, 0], Path(f"{killed.log}.out").read_text()
-    seen = killed.sampled()
+    assert codes == [-9, 0], killed.said.read_text()
+    seen, _ = asked_for(killed)
     assert len(seen) - len({(out, name) for _, out, name in seen}) <= UNIT
     assert contents(run / "watch") == contents(whole)
     assert not list((run / "watch").glob(".*"))
@@ -454,48 +426,40 @@ def judged(folder: Path) -> set[tuple[str, int]]:
     return found
 
 
-def check_kill(killed: Killed, trained: Path, whole: Path, run: Path, **kill: Any) -> None:
+def check_kill(killed: Killed, trained: Path, whole: Path, run: Path, at: int) -> None:
     """A watcher is killed, and the same command leaves what an unbroken one does."""
-    asked = command(trained, run)
-    killed.sampled() if killed.log.exists() else None
-    codes, _ = killed(asked, **kill)
-    assert codes[0] in (-9, 0), Path(f"{killed.log}.out").read_text()
+    command_line = command(trained, run)
+    codes, _ = killed(command_line, kill_at=[at])
+    assert codes == [-9], killed.said.read_text()
     order: dict[str, list[str]] = {}
     kept = judged(run / "watch")
-    before = killed.sampled()
-    codes, _ = killed(asked)
-    assert codes == [0], Path(f"{killed.log}.out").read_text()
-    after = killed.sampled()
+    before, _ = asked_for(killed)
+    codes, _ = killed(command_line)
+    assert codes == [0], killed.said.read_text()
+    after, num_judged = asked_for(killed)
     for _, out, name in [*before, *after]:
         if name not in order.setdefault(out, []):
             order[out].append(name)
     again = {(out, order[out].index(name)) for _, out, name in after}
     assert not again & kept, "nothing that is on disk is sampled a second time"
-    assert len(after) == killed.judged == EVERY - len(kept), "nor judged"
+    assert len(after) == num_judged == EVERY - len(kept), "nor judged"
     assert len(before) - len(kept) <= UNIT, "a kill costs one unit"
-    assert contents(run / "watch") == contents(whole), kill
-    assert not list((run / "watch").glob(".*")), kill
+    assert contents(run / "watch") == contents(whole), at
+    assert not list((run / "watch").glob(".*")), at
     shutil.rmtree(run / "watch")
-
-
-def kills(events: int, seconds: float, number: int, seed: int) -> list[dict[str, Any]]:
-    """Half at an event, half at any time."""
-    draw = random.Random(seed)
-    at = [{"kill_at": [each]} for each in draw.sample(range(1, events), number - number // 2)]
-    return at + [{"kill_after": draw.uniform(0.0, seconds)} for _ in range(number // 2)]
 
 
 @pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.full)])
 def test_wherever_it_is_killed_the_same_command_leaves_what_an_unbroken_one_does(
     trained: Path, whole: Path, run: Path, killed: Killed, number: int
 ) -> None:
-    start = time.monotonic()
     codes, events = killed(command(trained, run))
-    assert codes == [0] and events > 100
-    seconds = time.monotonic() - start
+    assert codes == [0] and events > 200, killed.said.read_text()
+    assert contents(run / "watch") == contents(whole)
     shutil.rmtree(run / "watch")
-    for kill in kills(events, seconds, number, seed=number):
-        check_kill(killed, trained, whole, run, **kill)
+    killed.noted()
+    for at in moments(events, number):
+        check_kill(killed, trained, whole, run, at)
 
 
 def test_a_suite_scores_by_its_own_settings_beside_problem_files(
