@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         number = stopped.args[0] if stopped.args else signal.SIGINT
         return _fail(
-            "stopped at once; train, eval, watch and grade go on by the same command", 128 + number
+            "stopped at once; train, prepare, eval, watch and grade go on by the same command",
+            128 + number,
         )
     except RuntimeError as error:
         if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
@@ -101,7 +102,8 @@ def _file_trouble(error: Exception) -> str | None:
             "same command again, what was written is intact"
         )
     if number in UNUSABLE:
-        return f"{place}: {os.strerror(number)}; give another folder"
+        cure = "name" if number == errno.ENAMETOOLONG else "folder"
+        return f"{place}: {os.strerror(number)}; give another {cure}"
     return None
 
 
@@ -417,6 +419,8 @@ def _filters(options: argparse.Namespace, terminal: Terminal) -> dict[str, Filte
             raise ValueError(f"--max-prompt-tokens {number} of which model? Give --model too")
         name = f"at most {number} tokens of {options.model}"
         found[name] = filters.at_most_tokens(number, options.model)
+    elif options.model is not None:
+        raise ValueError(f"--model {options.model} counts for --max-prompt-tokens; give both")
     for suite in options.without:
         name = Path(suite).name.partition(".")[0]
         found[f"not in {name}"] = grams.not_in(name, problems_of(suite, terminal=terminal))

@@ -340,7 +340,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_cure(
         ("none.json", {}, "none.json: No such file or directory; give the path of a file"),
         ("none.jsonl", {"args": {"a": 1}}, "none.jsonl: a file has no args; remove a"),
         ("none.jsonl", {"limit": 0}, "limit is 0; make it at least 1"),
-        ("arithmetic", {}, "arithmetic: it has no end; give it a count"),
+        ("arithmetic", {}, "arithmetic has no end; give a limit"),
         ("gsm9k", {}, 'unknown source "gsm9k"; '),
     ],
 )

@@ -155,12 +155,16 @@ def deepmind_code_contests(row: Row, id: str, source: str) -> Problem:
     if as_text(row.get("input_file")) or as_text(row.get("output_file")):
         raise ValueError("reads or writes a file of its own")
     for name in ("public_tests", "private_tests", "generated_tests"):
-        part = row.get(name) or {"input": [], "output": []}
-        tests += list(zip(part["input"], part["output"], strict=True))
+        match row.get(name) or {"input": [], "output": []}:
+            case {"input": list(given), "output": list(said)} if len(given) == len(said):
+                tests += list(zip(given, said, strict=True))
+            case _:
+                raise ValueError(NO_TESTS)
     if not tests:
         raise ValueError(NO_TESTS)
     answer = _paired([given for given, _ in tests], [expected for _, expected in tests])
-    megabytes = (row.get("memory_limit_bytes") or 0) >> 20
+    limit = row.get("memory_limit_bytes")
+    megabytes = limit >> 20 if isinstance(limit, int) else 0
     return _problem(
         id=as_text(row.get("name")) or id,
         prompt=contest_prompt(question, ""),
@@ -212,7 +216,10 @@ def reference(row: Row) -> str | None:
 def _first_in_python(solutions: Row) -> str | None:
     """Of CodeContests, which numbers its languages."""
     python_3 = 3
-    pairs = zip(solutions["language"], solutions["solution"], strict=True)
+    languages, texts = solutions.get("language"), solutions.get("solution")
+    if not (isinstance(languages, list) and isinstance(texts, list)):
+        return None
+    pairs = zip(languages, texts, strict=False)
     return next((f"```python\n{text}\n```" for kind, text in pairs if kind == python_3), None)
 
 

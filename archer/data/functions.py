@@ -59,10 +59,11 @@ class Task:
     answer: Row
 
 
-def function_tasks(seed: int, about: Sequence[str]) -> Iterator[Task]:
-    """Tasks without end, every function equally likely; `about` chooses from `ABOUT`."""
-    chosen = [name for name in ABOUT if name in about]
-    if isinstance(about, str) or not chosen or len(chosen) != len(about):
+def function_tasks(seed: int, about: object) -> Iterator[Task]:
+    """Tasks without end, every function equally likely; `about` lists some of `ABOUT`."""
+    given = list(about) if isinstance(about, list | tuple) else []
+    chosen = [name for name in ABOUT if name in given]
+    if not chosen or len(chosen) != len(given):
         raise ValueError(
             f"functions: about is {about!r}; list some of {', '.join(ABOUT)}, each once"
         )

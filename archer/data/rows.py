@@ -22,8 +22,14 @@ from archer.types import Message
 def read_file(path: Path) -> Iterator[tuple[int, Row]]:
     """The rows of a file with their numbers, counted from 1 (in a JSONL file: lines).
 
-    ValueError for a file that is missing, broken or in another encoding than UTF-8.
+    ValueError for a file that is missing, broken, of another kind than `READERS` has, or in another
+    encoding than UTF-8.
     """
+    if ending(path) not in READERS:
+        raise ValueError(
+            f"{path}: {path.suffix or 'such a file'} is not read; "
+            f"a file's name must end in {', '.join(READERS)}"
+        )
     try:
         yield from READERS[ending(path)](path)
     except OSError as error:
@@ -112,7 +118,7 @@ def _skip_space(file: IO[str], text: str, place: int) -> tuple[str, int]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ValueError(f'{path}: {error}; pip install "archer-rl[data]"') from error
@@ -120,7 +126,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
         batches = ParquetFile(path).iter_batches(batch_size=64)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(rows, start=1)
-    except ArrowInvalid as error:
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # it cannot be opened at all
+            raise
         raise ValueError(f"{path}: {error}; give a whole parquet file") from error
 
 

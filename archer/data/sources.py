@@ -236,9 +236,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 }
 
 
-def functions(
-    *, seed: int, about: Sequence[str] = ("numbers", "texts", "lists")
-) -> Iterator[Problem]:
+def functions(*, seed: int, about: object = ("numbers", "texts", "lists")) -> Iterator[Problem]:
     """One-line Python functions of numbers, texts and lists, to be written as code.
 
     "Write a Python function add_3(x) that returns x plus 3. Answer with …". All of them stand in

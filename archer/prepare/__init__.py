@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ from archer.data.problems import (
     REQUIRED,
     Row,
     digest,
+    nearest,
     problems_hash,
     prompt_key,
     to_line,
@@ -41,7 +43,7 @@ from archer.files import written_whole
 from archer.prepare.filters import Filter
 from archer.prepare.layouts import LAYOUTS, Converted, convert_row, find_layout
 from archer.prepare.named import NAMED, Part, find_parts
-from archer.prepare.references import Tester, open_known
+from archer.prepare.references import Known, Tester, open_known
 from archer.terminal import Terminal
 from archer.types import Problem
 from archer.verify.policy import Policy
@@ -98,15 +100,14 @@ def prepare(
     ValueError for whatever is wrong with the source, and if no row becomes a problem.
     """
     out = Path(out)
+    card = out.with_suffix(".card.md")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; make it at least 1")
-    if out.suffix != ".jsonl":
-        raise ValueError(f"{out}: a problem file's name ends in .jsonl; give another --out")
+    _check_out(out)
     terminal = terminal or Terminal(quiet=True)
     raw = _open(source, limit, seed, args or {}, revision, terminal)
     if out.resolve() in (path.resolve() for path in raw.files):
         raise ValueError(f"{out}: the raw file would be written over; give another --out")
-    card = out.with_suffix(".card.md")
     if out.exists() and not card.exists():
         raise ValueError(f"{out} is there, and no card beside it: give another --out")
     facts, tally, verifiers = dict(raw.facts), Tally(), Counter[str]()
@@ -119,8 +120,10 @@ def prepare(
     with ExitStack() as stack:
         advance = stack.enter_context(terminal.bar("rows", raw.expected or 0, "rows"))
         kept = _sieve(raw.rows, (filters or {}).values(), tally, advance)
+        known = out.with_name(f".{out.name}.judged")
+        verdicts = stack.enter_context(open_known(known, is_used=check))
         if check:
-            tester = stack.enter_context(_open_tester(out))
+            tester = stack.enter_context(_open_tester(verdicts))
             problems = _tested(kept, tester, limit, tally)
         else:
             facts["references"] = "not checked"
@@ -145,7 +148,8 @@ def prepare(
 
 def problems_of(source: str, *, terminal: Terminal | None = None) -> Iterator[Problem]:
     """The problems of any source that `prepare` takes but generated tasks, nothing left out."""
-    if source.partition(":")[0] in SOURCES:
+    name = source.partition(":")[0]
+    if name in SOURCES and name not in NAMED:
         raise ValueError(f"{source} is generated; name a data set or a file")
     rows = _open(source, None, 0, {}, None, terminal or Terminal(quiet=True)).rows
     return (item.problem for _, item in rows if isinstance(item, Converted))
@@ -163,6 +167,19 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             args[name] = value
     return args
+
+
+def _check_out(out: Path) -> None:
+    """Finds out before anything is fetched or read whether problems can be written there."""
+    if out.suffix != ".jsonl":
+        raise ValueError(f"{out}: a problem file's name ends in .jsonl; give another --out")
+    folder = out.parent
+    try:
+        folder = next(place for place in out.absolute().parents if place.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; give another --out") from error
 
 
 # What is read
@@ -232,15 +249,18 @@ def _is_file(source: str) -> bool:
     if source.partition(":")[0] in SOURCES:
         return False
     path = Path(source)
-    if ending(path) not in READERS and path.exists():
-        raise ValueError(
-            f"{source}: {path.suffix or 'such a file'} is not read; "
-            f"a file's name must end in {', '.join(READERS)}"
-        )
-    return ending(path) in READERS
+    return path.exists() or ending(path) in READERS
 
 
 def _open_generated(spec: SourceSpec) -> Raw:
+    name, colon, _ = spec.source.partition(":")
+    if name not in SOURCES and not colon:
+        known = list(dict.fromkeys([*NAMED, *SOURCES]))
+        near = nearest(spec.source.lower().rpartition("/")[2], known)
+        cure = f"give the path of a file or one of {', '.join(known)}"
+        raise ValueError(f'unknown source "{spec.source}"; {near}; {cure}')
+    if spec.count is None and name in SOURCES and SOURCES[name].endless:
+        raise ValueError(f"{spec.source} has no end; give a limit")
     drawn, dropped = draw(spec)
     facts = {"source": spec.source, "seed": str(spec.seed), "arguments": json.dumps(spec.args)}
     places = (Place(file=spec.source, row=row) for row in range(1, len(drawn) + 1))
@@ -329,6 +349,11 @@ def _checked(path: Path, rows: Iterable[tuple[int, Row]]) -> Rows:
     """The rows of a file that holds problems already; ValueError for one that is none."""
     for number, row in rows:
         problem = to_problem(row, where=f"{path}:{number}")
+        try:
+            to_line(problem)
+        except (ValueError, TypeError) as error:  # infinity, half a character; a date of parquet
+            fact = f"it cannot be written as JSON ({error})"
+            raise ValueError(f"{path}:{number}: {fact}; write another value there") from error
         yield Place(file=path.name, row=number), Converted(problem=problem)
 
 
@@ -410,11 +435,10 @@ def _sieve(rows: Rows, filters: Iterable[Filter], tally: Tally, advance: Advance
 
 
 @contextmanager
-def _open_tester(out: Path) -> Iterator[Tester]:
-    """Whoever tries references; what it has found is kept beside `out` until that is whole."""
+def _open_tester(verdicts: Known) -> Iterator[Tester]:
+    """Whoever tries references, and keeps what it has found."""
     policy = Policy(cpu_seconds=CPU_SECONDS)
-    known = out.with_name(f".{out.name}.judged")
-    with open_known(known) as verdicts, WorkerPool(workers=num_cores(), policy=policy) as pool:
+    with WorkerPool(workers=num_cores(), policy=policy) as pool:
         yield Tester(pool, verdicts, policy, window=WINDOW * num_cores())
 
 

@@ -19,7 +19,12 @@ Filter = Callable[[Problem], Dropped | None]
 
 
 def at_least_tests(number: int) -> Filter:
-    """Leaves out problems of code with fewer tests; of assert statements nobody can tell."""
+    """Leaves out problems of code with fewer tests; of assert statements nobody can tell.
+
+    ValueError for a number below 1.
+    """
+    if number < 1:
+        raise ValueError(f"at least {number} tests; make it at least 1")
 
     def too_few(problem: Problem) -> Dropped | None:
         is_counted = problem.verifier == "code" and "tests" in problem.answer
@@ -30,7 +35,12 @@ def at_least_tests(number: int) -> Filter:
 
 
 def at_most_tokens(number: int, model: str) -> Filter:
-    """Leaves out problems whose prompt, in the chat template of a model, has more tokens."""
+    """Leaves out problems whose prompt, in the chat template of a model, has more tokens.
+
+    ValueError for a number below 1 and a model that is not there.
+    """
+    if number < 1:
+        raise ValueError(f"at most {number} tokens; make it at least 1")
     from archer.model.load import load_tokenizer
     from archer.model.prompts import Renderer
 

@@ -71,7 +71,7 @@ def convert_row(layout: Layout, row: Row, id: str, source: str) -> Converted | D
     try:
         to_problem(to_row(item), where="")
         to_line(item)
-    except ValueError:
+    except (ValueError, TypeError):  # or a value that is not JSON's: parquet has dates and bytes
         return Dropped(reason="malformed prompt or answer")
     return Converted(problem=item, reference=layout.reference(row))
 

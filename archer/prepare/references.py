@@ -116,9 +116,11 @@ class Known:
 
 
 @contextmanager
-def open_known(path: Path) -> Iterator[Known]:
+def open_known(path: Path, *, is_used: bool = True) -> Iterator[Known]:
     """The verdicts kept at `path`, which is removed when the block ends well or there are none.
 
+    is_used: False for a block that needs none and leaves them to the next: what it gets is that no
+        other process is at work.
     ValueError where another process has them open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,7 @@ def open_known(path: Path) -> Iterator[Known]:
             yield known
             is_done = True
         finally:
-            if is_done or not known.verdicts:
+            if (is_done and is_used) or not known.verdicts:
                 path.unlink()
 
 
@@ -157,6 +159,7 @@ class Tester:
         self.window = window
         self._submitted = 0
         self._has_sandbox = False
+        self._trouble: OSError | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -182,7 +185,12 @@ class Tester:
         self._waiting.append(waiting)
 
     def next(self) -> tuple[Problem, Dropped | None]:
-        """The problem that was submitted first, and what is wrong with it. Waits for it."""
+        """The problem that was submitted first, and what is wrong with it. Waits for it.
+
+        OSError where a verdict could not be kept.
+        """
+        if self._trouble is not None:
+            raise self._trouble
         waiting = self._waiting.popleft()
         outcomes = []
         for trial, key, ticket in waiting.trials:
@@ -193,7 +201,10 @@ class Tester:
     def _keep(self, key: str, ticket: Ticket) -> None:
         """Called in the pool's thread as soon as the verdict is there."""
         if ticket.exception() is None:
-            self._known.add(key, *_short(ticket.result()))
+            try:
+                self._known.add(key, *_short(ticket.result()))
+            except OSError as error:  # a full disk: raised here, it would be printed and forgotten
+                self._trouble = error
 
 
 def _short(verdict: Verdict) -> tuple[Outcome, str]:
