@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from archer.engine.server import Address
     from archer.prepare.filters import Filter
     from archer.terminal import Terminal
 
@@ -278,6 +279,32 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE.json", help="result; responses go beside it (evals/...)"
     )
     made.add_argument(
+        "--server",
+        metavar="URL",
+        help="have an OpenAI-compatible server answer, such as vLLM at http://localhost:8000/v1; "
+        "prompts are made here, with the tokenizer and the recipe of MODEL",
+    )
+    made.add_argument(
+        "--server-model", metavar="NAME", help="on the server (MODEL, or the only one there)"
+    )
+    made.add_argument(
+        "--chat",
+        action="store_true",
+        default=None,
+        help="send messages, which the server renders: no tokenizer, MODEL is the server's name",
+    )
+    made.add_argument(
+        "--concurrency", type=int, metavar="N", help="requests to the server at a time (32)"
+    )
+    made.add_argument(
+        "--vllm",
+        type=float,
+        nargs="?",
+        const=0.9,
+        metavar="SHARE",
+        help="sample with vLLM, in so much of the device's memory (0.9)",
+    )
+    made.add_argument(
         "--compare",
         type=Path,
         nargs=2,
@@ -473,9 +500,48 @@ def _eval(options: argparse.Namespace, terminal: Terminal) -> int:
             suite=options.suite,
             **_sampling(options),
             out=options.out,
+            server=_server(options),
+            vllm=_vllm(options),
         )
     )
     return 0
+
+
+def _server(options: argparse.Namespace) -> Address | None:
+    """The server that is to answer; None where this process does."""
+    from archer.engine.server import CONCURRENCY, Address
+
+    if options.server is None:
+        for name in ("server_model", "chat", "concurrency"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for a server; give --server URL too"
+                )
+        return None
+    if options.chat and options.server_model is not None:
+        raise ValueError(
+            "with --chat MODEL is the name on the server; leave --server-model "
+            f"{options.server_model} out, or give it as MODEL"
+        )
+    concurrency = CONCURRENCY if options.concurrency is None else options.concurrency
+    return Address(
+        url=options.server,
+        model=options.server_model,
+        chat=bool(options.chat),
+        concurrency=concurrency,
+    )
+
+
+def _vllm(options: argparse.Namespace) -> float | None:
+    """The share of memory that vLLM samples in; None where it does not."""
+    share: float | None = options.vllm
+    if share is None:
+        return None
+    if options.server is not None:
+        raise ValueError("--vllm and --server both sample; leave one out")
+    if not 0 < share <= 1:
+        raise ValueError(f"--vllm {share:g}: give a share of the memory, above 0 and up to 1")
+    return share
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def described(data: Data, config: Config) -> dict[str, Any]:
     """All settings that an evaluation depends on, beside the model."""
     return {
         **({"suite": data.suite} if data.suite else {}),
+        **({"engine": data.sampler} if data.sampler else {}),
         "prompt": data.prompt,
         "verify": asdict(judging(config)),
         "sampling": asdict(eval_sampling(config)),

@@ -21,16 +21,32 @@ from typing import Any
 import torch
 
 from archer.config import Config, config_from, load_config
-from archer.engine.base import Request, Sample, Sampling
+from archer.engine.base import Generates, Request, Sample, Sampling
 from archer.engine.local import resolve_device
 from archer.engine.sampler import Sampler
+from archer.engine.server import Address, Server, open_server
+from archer.engine.vllm import VllmSampler
 from archer.evaluate import described, judged_units, score_answers, units
-from archer.export import RECIPE, Checkpoint, find_checkpoint, is_checkpoint, is_run, trained_model
+from archer.export import (
+    RECIPE,
+    Checkpoint,
+    find_checkpoint,
+    is_checkpoint,
+    is_run,
+    trained_model,
+    write_trained,
+)
 from archer.model.adapt import adapt
-from archer.model.load import load_model, load_tokenizer, stop_token_ids
+from archer.model.load import (
+    empty_model,
+    find_model,
+    load_model,
+    load_tokenizer,
+    stop_token_ids,
+)
 from archer.run import MANIFEST, checksum
 from archer.scores import Evaluation, write_result
-from archer.setup import Data, load_data, num_threads, open_verifiers
+from archer.setup import Data, load_data, longest_answer, num_threads, open_verifiers
 from archer.suites import laid_over, suite_problems, unexpected
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES
@@ -96,28 +112,44 @@ def evaluate_model(
     suite: str | None = None,
     ks: Sequence[int] = (),
     out: Path | None = None,
+    server: Address | None = None,
+    vllm: float | None = None,
     **asked: Any,
 ) -> str:
     """Measures a model, writes the result and the responses, and returns both as a text.
 
-    `model` is a hub name, a folder, a .gguf file, an export, a run or one of its checkpoints.
+    `model` is a hub name, a folder, a .gguf file, an export, a run or one of its checkpoints. With
+    a `server`, whose model is measured, it brings tokenizer and recipe; in chat it is the name of
+    the server's model, which needs neither. `vllm` is the share of the device's memory in which
+    vLLM is to sample; without either this process does.
     `asked` are settings as `sections` takes them. What is not among them is as in the suite, else
     as the model was trained, or the default where it brings no recipe. Without `problems` they are
     those of the suite; without a suite a run or an export is judged by its own evaluation problems.
 
     Raises ValueError, before weights load, for whatever is wrong with the model's name, the
-    problems, the settings or `out`.
+    problems, the settings or `out`, and for a server that does not answer as it should.
     """
-    subject = find_subject(model)
+    subject, served = (find_subject(model), None) if server is None else _served(model, server)
+    if served is not None and served.chat:
+        _check_chat(asked)
     if suite is None:
         by = Asked(problems=problems, ks=ks, settings=asked)
     else:
         by = asked_by_suite(suite, asked, terminal, problems=problems, ks=ks)
-    config, data = open_job(subject, by)
+    config, data = open_job(subject, by, served)
+    if vllm is not None:
+        data = replace(data, sampler="vllm")
     out = out or _default_out(subject, by.problems)
     _check_out(out)
+
+    def engine() -> Generates:
+        if vllm is not None:
+            return open_vllm(config, subject.checkpoint, data.longest_prompt, vllm)
+        return served or open_sampler(config, subject.checkpoint)
+
+    samples = "1 sample" if config.eval.samples == 1 else f"{config.eval.samples} samples"
     terminal.say(
-        f"{subject.label}: {len(data.evaluate)} problems, {config.eval.samples} samples each"
+        f"{subject.label}: {len(data.evaluate)} problems, {samples} each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
     )
     evaluation = measure(
@@ -127,11 +159,33 @@ def evaluate_model(
         out,
         ks=ks,
         terminal=terminal,
-        engine=lambda: open_sampler(config, subject.checkpoint),
+        engine=engine,
     )
     notes = [suite and unexpected(suite, evaluation.problems)]
     shown = "\n\n".join(filter(None, [describe(evaluation, ks), *notes]))
     return f"{shown}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"
+
+
+def _served(model: str, server: Address) -> tuple[Subject, Server]:
+    """Whose tokenizer and recipe are taken, labelled with what is measured: the server's model."""
+    if server.chat:
+        subject = Subject(label=model, recipe={"model": {"name": model}})
+        opened = open_server(replace(server, model=model))
+    else:
+        subject = find_subject(model)
+        # A run's recipe names the model that its training began with, which is another one.
+        own = None if subject.checkpoint else str(subject.recipe["model"]["name"])
+        opened = open_server(server, own=own)
+    return replace(subject, label=Path(opened.model).name or opened.model), opened
+
+
+def _check_chat(asked: Mapping[str, Any]) -> None:
+    for name in ("template", "template_args"):
+        if asked.get(name) is not None:
+            raise ValueError(
+                f"{name} = {asked[name]!r}, but in chat the server's own template renders the "
+                "messages; leave it out, or leave --chat out"
+            )
 
 
 def asked_by_suite(
@@ -149,11 +203,14 @@ def asked_by_suite(
     )
 
 
-def open_job(subject: Subject, by: Asked) -> Job:
+def open_job(subject: Subject, by: Asked, server: Server | None = None) -> Job:
     """The settings and the problems of an evaluation; ValueError where something is wrong."""
     config = evaluation_config(subject, problems=by.problems, **sections(**by.settings))
     check_ks(by.ks, config.eval.samples)
-    return config, replace(load_data(config), suite=by.suite)
+    if server is None:
+        return config, replace(load_data(config), suite=by.suite)
+    data = load_data(config, chat=server.chat)
+    return config, replace(data, suite=by.suite, sampler="server", served=server.model)
 
 
 def sections(
@@ -199,7 +256,7 @@ def measure(
     *,
     ks: Sequence[int],
     terminal: Terminal,
-    engine: Callable[[], SamplerAlone],
+    engine: Callable[[], Generates],
     check: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Evaluates into `out`, or goes on with what a kill left of that.
@@ -251,21 +308,26 @@ def _finish(
 def _header(subject: Subject, config: Config, data: Data, unit: int) -> Knobs:
     """What must be the same for an evaluation to go on, to the last bit of a log-prob."""
     name = config.model.name
-    return {
-        "model": {
-            "label": subject.label,
-            "name": name,
-            "revision": config.model.revision,
-            "files": _fingerprint(subject, name),
-        },
-        "settings": described(data, config),
-        "engine": {
+    engine: Knobs
+    if data.served:
+        # Without the address, which may be another one after a restart.
+        files, engine = "", {"backend": data.sampler, "model": data.served}
+    elif data.sampler:
+        files, engine = _fingerprint(subject, name), {"backend": data.sampler}
+    else:
+        files = _fingerprint(subject, name)
+        engine = {
             "dtype": config.model.dtype,
             "device": str(resolve_device(config.model.device)),
             "threads": num_threads(config),
             "cache_tokens": config.rollout.cache_tokens,
             "unit": unit,
-        },
+        }
+    revision = config.model.revision
+    return {
+        "model": {"label": subject.label, "name": name, "revision": revision, "files": files},
+        "settings": described(data, config),
+        "engine": engine,
     }
 
 
@@ -430,3 +492,32 @@ def open_sampler(config: Config, checkpoint: Checkpoint | None) -> SamplerAlone:
         cache_tokens=config.rollout.cache_tokens,
     )
     return SamplerAlone(sampler)
+
+
+def open_vllm(
+    config: Config, checkpoint: Checkpoint | None, longest_prompt: int, memory_share: float
+) -> VllmSampler:
+    """vLLM with the weights of a checkpoint, which are written out for it, or the recipe's model.
+
+    ValueError where vLLM is missing, or the model has no files.
+    """
+    origin, dtype = config.model, config.model.dtype
+    if dtype == "auto":  # vLLM's own would make a 16-bit model of a 32-bit one
+        dtype = "bfloat16" if resolve_device(origin.device).type == "cuda" else "float32"
+    tokenizer = load_tokenizer(origin.name, revision=origin.revision)
+    with tempfile.TemporaryDirectory(prefix="archer-") as folder:
+        if checkpoint is None:
+            place, revision = find_model(origin.name, revision=origin.revision), origin.revision
+        else:
+            write_trained(checkpoint, Path(folder), "float32")
+            place, revision = folder, None
+        model = empty_model(place, revision=revision)
+        return VllmSampler(
+            place,
+            revision=revision,
+            tokenizer=tokenizer,
+            stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+            dtype=dtype,
+            context=longest_prompt + longest_answer(config)[0],
+            memory_share=memory_share,
+        )

@@ -120,7 +120,7 @@ def _export_run(
 ) -> str:
     terminal.say(f"exporting {found.folder} in {dtype}")
     with _written_aside(out) as aside:
-        _write_model(found, aside, dtype, max_shard_size)
+        write_trained(found, aside, dtype, max_shard_size)
         terminal.say("loading it again in a fresh process, to compare log-probs")
         responses = read_responses(found.folder / PARITY)
         parity = compare(responses, reload(aside, found.folder / PARITY), dtype=dtype)
@@ -216,6 +216,24 @@ def trained_model(checkpoint: Checkpoint, *, dtype: str, device: torch.device) -
     return model
 
 
+def write_trained(
+    checkpoint: Checkpoint, folder: Path, dtype: str, max_shard_size: str = SHARD_SIZE
+) -> None:
+    """Weights, config, generation config, tokenizer and recipe, into a folder that exists."""
+    config = checkpoint.config
+    model = trained_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
+    # As its makers wrote it: for training, the cache and all that is random were switched off.
+    model.config = load_model_config(config.model.name, revision=config.model.revision)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
+    if config.prompt.template not in ("model", "raw"):
+        tokenizer.chat_template = Path(config.prompt.template).expanduser().read_text("utf-8")
+        prompt = config.prompt.model_copy(update={"template": "model"})
+        config = config.model_copy(update={"prompt": prompt})
+    tokenizer.save_pretrained(folder)
+    (folder / RECIPE).write_text(config_toml(config), encoding="utf-8")
+
+
 def describe_parity(parity: Parity) -> str:
     """The three differences as a table."""
     rows = [
@@ -229,22 +247,6 @@ def describe_parity(parity: Parity) -> str:
 
 def _row(name: str, difference: Difference) -> tuple[str, ...]:
     return name, f"{difference.max:.1e}", f"{difference.mean:.1e}"
-
-
-def _write_model(checkpoint: Checkpoint, folder: Path, dtype: str, max_shard_size: str) -> None:
-    config = checkpoint.config
-
-    model = trained_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
-    # As its makers wrote it: for training, the cache and all that is random were switched off.
-    model.config = load_model_config(config.model.name, revision=config.model.revision)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
-    if config.prompt.template not in ("model", "raw"):
-        tokenizer.chat_template = Path(config.prompt.template).expanduser().read_text("utf-8")
-        prompt = config.prompt.model_copy(update={"template": "model"})
-        config = config.model_copy(update={"prompt": prompt})
-    tokenizer.save_pretrained(folder)
-    (folder / RECIPE).write_text(config_toml(config), encoding="utf-8")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from jaxtyping import Float32
 
 from archer.data.problems import to_problem, to_row
 from archer.files import written_whole
@@ -141,9 +142,14 @@ def rollout_row(group: Group, place: int, sample: int, advantage: float | None) 
         "advantage": advantage,
         "tokens": len(completion.token_ids),
         "stop": completion.stop,
-        "logp": float(completion.logps.mean()),
-        "entropy": float(completion.entropies.mean()),
+        "logp": _mean(completion.logps),
+        "entropy": _mean(completion.entropies),
     }
+
+
+def _mean(values: Float32[np.ndarray, " T"]) -> float | None:
+    """None where a server does not tell the values (NaN), for which JSON has no number."""
+    return float(values.mean()) if np.isfinite(values).all() and len(values) else None
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:

@@ -57,7 +57,12 @@ def judged_groups(
             (*entry.name, entry.problem.source, entry.problem.id, j) for j in range(samples)
         )
         requests.append(
-            Request(prompt_ids=prompt.token_ids, in_thought=prompt.in_thought, names=names)
+            Request(
+                prompt_ids=prompt.token_ids,
+                in_thought=prompt.in_thought,
+                names=names,
+                messages=prompt.messages,
+            )
         )
     done: dict[tuple[int, int], tuple[Completion, Ticket]] = {}
     tokens = 0

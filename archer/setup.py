@@ -22,7 +22,7 @@ from archer.engine.base import Generates
 from archer.engine.choices import choose_advantage, choose_objective, try_loss
 from archer.engine.local import LocalEngine, resolve_device
 from archer.model.load import load_config, load_model, load_tokenizer
-from archer.model.prompts import RenderedPrompt, Renderer
+from archer.model.prompts import MessageRenderer, RenderedPrompt, Renderer
 from archer.rollout import Render
 from archer.types import Problem
 from archer.verify.code import check_sandbox
@@ -45,6 +45,10 @@ class Data:
     longest_prompt: int
     suite: str = ""
     """Name of the suite that the evaluation problems are, if they are one (archer.suites)."""
+    sampler: str = ""
+    """What samples in place of this process: "server" or "vllm"."""
+    served: str = ""
+    """Name of the model on the server, if one is to answer (archer.engine.server)."""
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -70,8 +74,10 @@ def check_recipe(config: Config) -> None:
     judging(config)
 
 
-def load_data(config: Config) -> Data:
+def load_data(config: Config, *, chat: bool = False) -> Data:
     """Loads and renders every problem, with the tokenizer alone.
+
+    chat: a server renders the prompts. No tokenizer is loaded then, and no length is known.
 
     Raises ValueError for malformed data, prompts that are too long where the recipe refuses them,
     and a model whose context is too small for prompt and completion.
@@ -81,14 +87,7 @@ def load_data(config: Config) -> Data:
     )
     if any(problem.verifier == "code" for problem in [*train, *evaluate]):
         check_sandbox(config.verify.sandbox)
-    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision)
-    renderer = Renderer(
-        tokenizer,
-        system=config.prompt.system,
-        suffix=config.prompt.suffix,
-        template=config.prompt.template,
-        template_args=config.prompt.template_args,
-    )
+    renderer = _renderer(config, chat=chat)
     render = cached_render(renderer)
     limit = config.data.max_prompt_tokens
     kept, dropped = [], 0
@@ -106,14 +105,8 @@ def load_data(config: Config) -> Data:
             f"every training prompt is longer than data.max_prompt_tokens = {limit}: raise it"
         )
     longest = max((len(render(p).token_ids) for problems in kept for p in problems), default=0)
-    answer, knob = longest_answer(config)
-    context = load_config(config.model.name, revision=config.model.revision).max_position_embeddings
-    if longest + answer > context:
-        raise ValueError(
-            f"prompts of up to {longest} and completions of up to {answer} tokens need a context "
-            f"of {longest + answer}, {config.model.name} has {context}: lower {knob} "
-            "(--max-tokens of archer eval)"
-        )
+    if not chat:
+        _check_context(config, longest)
     return Data(
         train=kept[0],
         evaluate=kept[1],
@@ -125,6 +118,29 @@ def load_data(config: Config) -> Data:
     )
 
 
+def _renderer(config: Config, *, chat: bool) -> Renderer | MessageRenderer:
+    if chat:
+        return MessageRenderer(system=config.prompt.system, suffix=config.prompt.suffix)
+    return Renderer(
+        load_tokenizer(config.model.name, revision=config.model.revision),
+        system=config.prompt.system,
+        suffix=config.prompt.suffix,
+        template=config.prompt.template,
+        template_args=config.prompt.template_args,
+    )
+
+
+def _check_context(config: Config, longest: int) -> None:
+    answer, knob = longest_answer(config)
+    context = load_config(config.model.name, revision=config.model.revision).max_position_embeddings
+    if longest + answer > context:
+        raise ValueError(
+            f"prompts of up to {longest} and completions of up to {answer} tokens need a context "
+            f"of {longest + answer}, {config.model.name} has {context}: lower {knob} "
+            "(--max-tokens of archer eval)"
+        )
+
+
 def longest_answer(config: Config) -> tuple[int, str]:
     """Tokens of the longest completion that a recipe allows, and the knob that allows it."""
     return max(
@@ -133,7 +149,7 @@ def longest_answer(config: Config) -> tuple[int, str]:
     )
 
 
-def cached_render(renderer: Renderer) -> Render:
+def cached_render(renderer: Renderer | MessageRenderer) -> Render:
     """Renders each prompt once; an id says too little, two files may use it for two questions."""
     rendered: dict[str | bytes, RenderedPrompt] = {}
 

@@ -16,7 +16,7 @@ from jaxtyping import Int32
 
 from archer.algo.batch import TokenBatch
 from archer.algo.objective import Tallies
-from archer.types import Completion
+from archer.types import Completion, Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class Request:
     prompt_ids: Int32[np.ndarray, " prompt"]
     in_thought: bool
     names: tuple[tuple[str | int, ...], ...]
+    messages: tuple[Message, ...] = ()
+    """What is asked instead of `prompt_ids` where a server renders the chat."""
 
 
 class Sample(NamedTuple):

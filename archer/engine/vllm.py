@@ -29,7 +29,7 @@ class VllmSampler:
         revision: branch, tag or commit on the hub.
         tokenizer: the model's, as `archer.model.load` gives it.
         stop_token_ids: end a completion, beside what vLLM takes from the model itself.
-        dtype: "auto", "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16".
         context: tokens of the longest prompt and completion together.
         memory_share: of the device's memory that vLLM takes; the rest is left to others.
 

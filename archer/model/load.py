@@ -147,6 +147,17 @@ def empty_model(name: str, *, revision: str | None = None) -> Any:
     return model
 
 
+def find_model(name: str, *, revision: str | None = None) -> str:
+    """The folder of a model, or its hub name, for code that loads weights by itself.
+
+    Raises:
+        ValueError: nothing is found under this name, or it has no files.
+    """
+    if name == "tiny":
+        raise ValueError('"tiny" is made on the spot and has no files: give another model')
+    return _locate(name, revision)[0]
+
+
 def stop_token_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
     """The tokens that end an answer: generation_config's and the tokenizer's eos, ascending."""
     found = {tokenizer.eos_token_id}

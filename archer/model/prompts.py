@@ -47,6 +47,8 @@ class RenderedPrompt:
     """What was tokenised, without a bos token that the tokenizer put in front."""
     in_thought: bool
     """Whether the text has opened a `<think>` for the answer and not closed it."""
+    messages: tuple[Message, ...] = ()
+    """The chat itself, where a server renders it (`MessageRenderer`); there are no tokens then."""
 
 
 class Renderer:
@@ -92,7 +94,7 @@ class Renderer:
             ValueError: the chat does not fit the template, has no user message for the suffix, or
                 nothing is left to ask.
         """
-        messages = self._messages(prompt)
+        messages = _messages(prompt, self._system, self._suffix)
         if self._source is None:
             text = _plain_text(messages)
             token_ids = self._raw_tokens(text)
@@ -122,23 +124,6 @@ class Renderer:
             "suffix": self._suffix,
         }
 
-    def _messages(self, prompt: str | Sequence[Message]) -> list[dict[str, str]]:
-        if isinstance(prompt, str):
-            messages = [{"role": "user", "content": prompt}]
-        else:
-            messages = [dict(message) for message in prompt]
-        if self._suffix:
-            asked = [message for message in messages if message["role"] == "user"]
-            if not asked:
-                raise ValueError(
-                    f"the chat {prompt!r} has no user message to append prompt.suffix to: "
-                    'add one, or set prompt.suffix = ""'
-                )
-            asked[-1]["content"] += self._suffix
-        if self._system is not None and all(m["role"] != "system" for m in messages):
-            messages.insert(0, {"role": "system", "content": self._system})
-        return messages
-
     def _apply(self, messages: list[dict[str, str]], *, answering: bool) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
@@ -164,6 +149,57 @@ class Renderer:
         # An empty text shows what the tokenizer adds; an eos behind the prompt is never wanted.
         adds_bos = bos is not None and self._tokenizer.encode("")[:1] == [bos]
         return [bos, *tokens] if adds_bos and tokens[:1] != [bos] else tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageRenderer:
+    """Stands in for a `Renderer` where a server's own template renders the chat.
+
+    Example: MessageRenderer(system="Think.", suffix="") makes of "2+3=" the messages
+    {"role": "system", "content": "Think."} and {"role": "user", "content": "2+3="}.
+    """
+
+    system: str | None = None
+    suffix: str = ""
+
+    def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
+        """The messages; ValueError for a chat without a user message for the suffix."""
+        return RenderedPrompt(
+            token_ids=np.zeros(0, dtype=np.int32),
+            text="",
+            in_thought=False,
+            messages=tuple(_messages(prompt, self.system, self.suffix)),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What `Renderer.describe` says, as far as it is known."""
+        return {
+            "template": "server",
+            "template_hash": "",
+            "template_args": {},
+            "system": self.system,
+            "suffix": self.suffix,
+        }
+
+
+def _messages(
+    prompt: str | Sequence[Message], system: str | None, suffix: str
+) -> list[dict[str, str]]:
+    if isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}]
+    else:
+        messages = [dict(message) for message in prompt]
+    if suffix:
+        asked = [message for message in messages if message["role"] == "user"]
+        if not asked:
+            raise ValueError(
+                f"the chat {prompt!r} has no user message to append prompt.suffix to: "
+                'add one, or set prompt.suffix = ""'
+            )
+        asked[-1]["content"] += suffix
+    if system is not None and all(m["role"] != "system" for m in messages):
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
 
 
 def _template_source(tokenizer: Any, template: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from archer.data.problems import write_problems
+from archer.data.sources import load_source
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.sampler import Sampler
 from archer.engine.vllm import VllmSampler
+from archer.evaluate_model import evaluate_model
 from archer.model.adapt import adapt
 from archer.model.convert import cache_folder, smollm2_folder
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
 from archer.model.prompts import Renderer
+from archer.scores import different_settings, read_evaluation
+from archer.terminal import Terminal
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what others' code warns of on import
@@ -135,3 +141,27 @@ def test_what_is_left_is_dropped(vllm: VllmSampler, requests: list[Request]) -> 
     del begun
     alone = list(vllm.generate(requests[:1], Sampling(max_tokens=4)))
     assert [sample.request for sample in alone] == [0] * SAMPLES
+
+
+def test_an_evaluation_answers_as_without_vllm(tmp_path: Path, vllm: VllmSampler) -> None:
+    """Greedy, so that draws do not matter; a rounding may part two answers now and then."""
+    vllm.close()  # its memory is needed
+    problems = load_source("arithmetic", count=20)
+    write_problems(tmp_path / "sums.jsonl", problems)
+    answers = []
+    for name, share in (("local", None), ("vllm", 0.3)):
+        evaluate_model(
+            "smollm2",
+            terminal=Terminal(quiet=True),
+            problems=tmp_path / "sums.jsonl",
+            out=tmp_path / f"{name}.json",
+            vllm=share,
+            temperature=0.0,
+            max_tokens=32,
+        )
+        rows = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        answers.append([json.loads(row)["response"] for row in rows])
+    same = [one == other for one, other in zip(*answers, strict=True)]
+    assert sum(same) >= 19
+    settings = [read_evaluation(tmp_path / f"{n}.json").settings for n in ("local", "vllm")]
+    assert different_settings(*settings) == {"engine": (None, "vllm")}
