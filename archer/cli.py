@@ -209,6 +209,11 @@ def _parser() -> argparse.ArgumentParser:
         "--min-tests", type=int, metavar="N", help="leave out programs with fewer tests"
     )
     made.add_argument(
+        "--without-known-bad",
+        action="store_true",
+        help="leave out problems of LiveCodeBench that right programs fail",
+    )
+    made.add_argument(
         "--max-prompt-tokens", type=int, metavar="N", help="leave out longer prompts; needs --model"
     )
     made.add_argument("--model", help="whose tokens and chat template --max-prompt-tokens counts")
@@ -252,6 +257,27 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--max-tests", type=int, default=0, help="of each program (0: all)")
     made.add_argument("--partial", action="store_true", help="score programs by tests passed")
     made.add_argument("--sandbox", default="auto", help="auto, full, restricted, or weak")
+
+    made = add("convert", _convert, "responses to or from LiveCodeBench's official runner")
+    made.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="rows as grade takes them (.jsonl), or what the runner wrote (.json)",
+    )
+    made.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what the runner reads (.json), or rows for grade (.jsonl)",
+    )
+    made.add_argument(
+        "--problems",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="prepared, with the tests that what the runner wrote has not",
+    )
 
     made = add("eval", _eval, "score a model on a problem file, or compare two such results")
     made.description = (
@@ -435,6 +461,8 @@ def _filters(options: argparse.Namespace, terminal: Terminal) -> dict[str, Filte
     from archer.scores import problem_scores
 
     found: dict[str, Filter] = {}
+    if options.without_known_bad:
+        found["not known to be bad"] = filters.not_known_bad()
     if (number := options.min_tests) is not None:
         found[f"at least {number} tests"] = filters.at_least_tests(number)
     if (result := options.pass_rates) is not None:
@@ -477,6 +505,13 @@ def _grade(options: argparse.Namespace, terminal: Terminal) -> int:
             ),
         )
     )
+    return 0
+
+
+def _convert(options: argparse.Namespace, terminal: Terminal) -> int:
+    from archer.livecodebench import convert
+
+    terminal.result(convert(options.file, options.out, options.problems))
     return 0
 
 

@@ -4,7 +4,8 @@ A row is a problem with one more key, "response", and perhaps "in_thought"; the 
 `rollouts/` and `eval/` are such rows. One verdict a line comes out, in the order of the rows. The
 whole file is checked before the first verdict. Every verdict is written as it comes, so that an
 interrupted grading goes on where it stopped; a card beside the verdicts (OUT.card.json) says which
-input and settings they belong to. Nothing here samples, and no torch is loaded.
+input and settings they belong to. Rows may come with an outcome, a run's or another grader's; what
+differs from it is said at the end. Nothing here samples, and no torch is loaded.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ ROLLOUT_KEYS = frozenset(
     "group sample outcome score detail seconds sandbox reward advantage tokens stop logp "
     "entropy".split()
 )
-"""What the lines of a run say beside problem and response: read past."""
+"""What the lines of a run say beside problem and response: read past, but for the outcome."""
 
 IN_FLIGHT = 64
 """Responses that wait for their verdicts at a time, per worker: memory is bounded by them."""
 MAX_LINE = 1 << 16
 """Longer than any verdict."""
+MOST_CHANGED, CHANGE_WIDTH = 20, 100
+"""Problems with changed verdicts that are told, and characters of each; the card has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +103,14 @@ def grade(
             advance(place, 0)
         os.fsync(lines.fileno())
     outcomes, score = _tally(out)
-    _write_card(card, {**facts, "outcomes": outcomes, "score": score})
-    return f"{_describe(outcomes, score)}\n\n{out}, and its card {card}"
+    found: dict[str, Any] = {"outcomes": outcomes, "score": score}
+    text = _describe(outcomes, score)
+    compared, changed = _changes(file, out)
+    if compared:
+        found["before"] = {"compared": compared, "changed": changed}
+        text += f"\n\n{_describe_changes(compared, changed)}"
+    _write_card(card, facts | found)
+    return f"{text}\n\n{out}, and its card {card}"
 
 
 def _verdicts(
@@ -195,6 +204,37 @@ def _tally(out: Path) -> tuple[dict[str, int], float | None]:
         total += row["score"] if row["outcome"] != "error" else 0.0
     judged = found.total() - found["error"]
     return {name: found[name] for name in OUTCOMES}, total / judged if judged else None
+
+
+def _changes(file: Path, out: Path) -> tuple[int, dict[str, list[str]]]:
+    """How many rows came with an outcome, and by problem the verdicts that differ from it.
+
+    What counts is right or not right. Where the grader failed, then or now, nothing is compared.
+
+    Example: (800, {"abc301_a": ["correct, now wrong: test 2 of 9: '1 2' is not '1 3'"]})
+    """
+    compared = 0
+    changed: dict[str, list[str]] = {}
+    for (_, row), (_, verdict) in zip(read_rows(file), read_rows(out), strict=True):
+        before, now = row.get("outcome"), verdict["outcome"]
+        if before not in OUTCOMES or "error" in (before, now):
+            continue
+        compared += 1
+        if (before == "correct") != (now == "correct"):
+            said = f"{before}, now {now}: {verdict['detail']}"
+            changed.setdefault(verdict["id"], []).append(said)
+    return compared, changed
+
+
+def _describe_changes(compared: int, changed: Mapping[str, list[str]]) -> str:
+    number = sum(map(len, changed.values()))
+    lines = [f"{number} of {compared} verdicts differ from the outcome that the row came with"]
+    for id, said in list(changed.items())[:MOST_CHANGED]:
+        line = " ".join(f"{id} ({len(said)}): {said[0]}".split())
+        lines.append(line if len(line) <= CHANGE_WIDTH else line[: CHANGE_WIDTH - 3] + "...")
+    if len(changed) > MOST_CHANGED:
+        lines.append(f"and {len(changed) - MOST_CHANGED} more problems, see the card")
+    return "\n".join(lines)
 
 
 def _describe(outcomes: Mapping[str, int], score: float | None) -> str:

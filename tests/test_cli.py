@@ -17,7 +17,7 @@ from archer.model.tiny import tiny_model, tiny_tokenizer
 from archer.sinks import SINKS, Sink
 from tests.refusals import Refusals, files_of_at_most
 
-COMMANDS = ("train", "plan", "prepare", "grade", "eval", "watch", "export", "doctor")
+COMMANDS = ("train", "plan", "prepare", "grade", "convert", "eval", "watch", "export", "doctor")
 
 RECIPE = """
 [model]

@@ -82,6 +82,44 @@ def test_the_card_holds_counts_settings_and_the_hash_of_the_input(graded: Path) 
     assert len(card["input_hash"]) == 32
 
 
+def test_verdicts_are_compared_with_the_outcomes_that_rows_came_with(tmp_path: Path) -> None:
+    """Right or not is what counts; a failure of the grader and an unknown word are no outcome."""
+    rows = [
+        row("same", r"\boxed{5}", outcome="correct"),
+        row("also", "five", outcome="wrong"),
+        row("lost", r"\boxed{6}", outcome="correct"),
+        row("lost", "five", outcome="correct"),
+        row("won", r"\boxed{5}", outcome="limit"),
+        row("failed", r"\boxed{5}", outcome="error"),
+        row("unknown", r"\boxed{5}", outcome=["wrong"]),
+        row("none", r"\boxed{5}"),
+    ]
+    text = run(write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl")
+    first, *lines = text.split("\n\n")[1].splitlines()
+    assert first == "3 of 5 verdicts differ from the outcome that the row came with"
+    assert [line.partition(": ")[0] for line in lines] == ["lost (2)", "won (1)"]
+    changed = json.loads((tmp_path / "out.jsonl.card.json").read_text())["before"]["changed"]
+    assert [said[:20] for said in changed["lost"]] == [
+        "correct, now wrong: ",
+        "correct, now no_answ",
+    ]
+    assert changed["won"][0].startswith("limit, now correct")
+
+
+def test_of_many_changed_problems_some_are_told_and_the_card_has_all(tmp_path: Path) -> None:
+    rows = [row(f"p{number}", r"\boxed{6}", outcome="correct") for number in range(23)]
+    text = run(write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl")
+    assert "p19 (1): " in text
+    assert "p20" not in text
+    assert "\nand 3 more problems, see the card\n" in text
+    card = json.loads((tmp_path / "out.jsonl.card.json").read_text())
+    assert len(card["before"]["changed"]) == 23
+
+
+def test_without_such_outcomes_nothing_is_compared(graded: Path) -> None:
+    assert "before" not in json.loads((graded / "out.jsonl.card.json").read_text())
+
+
 # ------------------------------------------------------------------ rows
 
 

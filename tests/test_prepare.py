@@ -93,6 +93,7 @@ def test_archer_mathematics(tmp_path: Path, truth: object, answer: object) -> No
                 "kind": "stdin",
                 "tests": [{"input": "1", "output": "2"}],
                 "time_limit_s": 6,
+                "runner": "livecodebench",
             },
         ),
         (
@@ -109,6 +110,7 @@ def test_archer_mathematics(tmp_path: Path, truth: object, answer: object) -> No
                 "name": "f",
                 "tests": [{"input": [[1, 2], "a"], "output": None}],
                 "time_limit_s": 6,
+                "runner": "livecodebench",
             },
         ),
     ],

@@ -29,8 +29,8 @@ NOT_UNPACKED = "private tests that cannot be unpacked"
 TOO_LARGE = "private tests larger than the limit when unpacked"
 NOT_A_TEXT = "private tests in a pickle that holds anything but a text"
 
-RUNNER_SECONDS = 6
-"""What the official runner of LiveCodeBench allows for a test."""
+RUNNER = {"time_limit_s": 6, "runner": "livecodebench"}
+"""What the official runner of LiveCodeBench allows for a test, and that its rules are meant."""
 
 MOST_UNPACKED = 512 << 20
 """Bytes that private tests may have when unpacked: a few kilobytes can pack any number."""
@@ -126,7 +126,7 @@ def livecodebench(row: Row, id: str, source: str) -> Problem:
         prompt=contest_prompt(question, starter),
         answer=_contest_tests(tests, name, starter),
         source="livecodebench",
-        meta=some_of(row, "platform", "difficulty", "contest_date"),
+        meta=some_of(row, "question_title", "platform", "difficulty", "contest_date"),
     )
 
 
@@ -263,7 +263,7 @@ def _contest_tests(tests: object, name: object, program: str) -> Row:
     kinds = {test.get("testtype") for test in tests}
     if kinds == {"stdin"}:
         cases = [{"input": test.get("input"), "output": test.get("output")} for test in tests]
-        return {"kind": "stdin", "tests": cases, "time_limit_s": RUNNER_SECONDS}
+        return {"kind": "stdin", "tests": cases, **RUNNER}
     metadata = tests[0].get("metadata")
     if name is None and isinstance(metadata, dict):
         name = metadata.get("func_name")
@@ -271,7 +271,7 @@ def _contest_tests(tests: object, name: object, program: str) -> Row:
         raise ValueError(NO_TESTS)
     method = f"Solution.{name}" if "class Solution" in program else name
     calls = [_call(test) for test in tests]
-    return {"kind": "call", "name": method, "tests": calls, "time_limit_s": RUNNER_SECONDS}
+    return {"kind": "call", "name": method, "tests": calls, **RUNNER}
 
 
 def _call(test: Row) -> Row:

@@ -197,7 +197,7 @@ def _code(answer: object, where: str) -> None:
     if not isinstance(kind, str) or kind not in kinds:
         _wrong(where, '"answer.kind"', kind, f"one of {_list(kinds)}")
     # Assert statements compare for themselves.
-    comparisons = () if kind == "assert" else ("tolerance", "checker")
+    comparisons = () if kind == "assert" else ("tolerance", "checker", "runner")
     known = ("kind", *kinds[kind], "time_limit_s", "memory_limit_mb", *comparisons)
     for name in kinds[kind]:
         if name not in answer:
@@ -222,8 +222,21 @@ def _code(answer: object, where: str) -> None:
         _tests(answer["tests"], kind, where)
 
 
+RUNNERS = ("livecodebench",)
+"""Whose rules a `code` answer may ask for: docs/livecodebench.md."""
+
+
 def _comparison(answer: Row, where: str) -> None:
     """How outputs are compared, where it is not by equality."""
+    runner = answer.get("runner", "livecodebench")
+    if runner not in RUNNERS:
+        _wrong(where, '"answer.runner"', runner, f"one of {_list(RUNNERS)}")
+    for name in ("tolerance", "checker"):
+        if "runner" in answer and name in answer:
+            raise ValueError(
+                f'{where}: "answer" has the "runner" {shown(runner)} and a "{name}", but a runner '
+                f'compares by rules of its own; remove "{name}" or "runner"'
+            )
     checker = answer.get("checker", "given")
     if not (isinstance(checker, str) and checker.strip()):
         wanted = "the source of a function check(input, output, expected)"

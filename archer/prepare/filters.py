@@ -9,6 +9,7 @@ verifier is found out in `archer.prepare.references`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from archer.data.sources import Dropped
@@ -65,3 +66,54 @@ def solved_sometimes(rates: Mapping[str, float]) -> Filter:
         return Dropped(reason="always solved" if rate >= 1 else "never solved")
 
     return outside
+
+
+KNOWN_BAD: dict[str, tuple[str, ...]] = {
+    "several answers are right": (
+        "abc311_c",
+        "abc326_d",
+        "abc327_b",
+        "abc333_e",
+        "abc343_a",
+        "abc343_e",
+        "abc362_c",
+        "arc185_c",
+        "find-words-containing-character",
+        "find-the-peaks",
+        "generate-binary-strings-without-adjacent-zeros",
+    ),
+    "it wants a judge that answers": ("abc337_e", "abc355_e"),
+    "its tests are wrong": (
+        "abc350_c",
+        "apply-operations-to-make-string-empty",
+        "arc189_a",
+        "most-frequent-ids",
+    ),
+}
+"""Problems of LiveCodeBench that right programs fail: its ERRATA.md. AtCoder's by their ids; those
+of LeetCode, which have numbers for ids, by their titles."""
+
+
+def not_known_bad() -> Filter:
+    """Leaves out the problems of LiveCodeBench that are in KNOWN_BAD.
+
+    ValueError for one of LeetCode's that was prepared without its title.
+    """
+    whys = {name: why for why, names in KNOWN_BAD.items() for name in names}
+
+    def is_bad(problem: Problem) -> Dropped | None:
+        if problem.source != "livecodebench":
+            return None
+        name = problem.id
+        if problem.meta.get("platform") == "leetcode":
+            if "question_title" not in problem.meta:
+                raise ValueError(
+                    f'the problem {problem.id!r} has no "question_title" in its "meta", by which '
+                    "LeetCode's are known; prepare it from the data set again"
+                )
+            title = str(problem.meta["question_title"]).lower()
+            name = re.sub(r"[^a-z0-9]+", "-", title).strip("-")
+        why = whys.get(name)
+        return Dropped(reason="known to be bad", detail=why) if why else None
+
+    return is_bad

@@ -8,7 +8,9 @@ The answer of a problem is one of
 
 with "time_limit_s" (CPU time for each test) and "memory_limit_mb" where the policy's are not meant,
 and for the first two kinds "tolerance" for floats, or "checker", the source of a function
-`check(input, output, expected)`, where a test has several right answers.
+`check(input, output, expected)`, where a test has several right answers, or "runner":
+"livecodebench", where programs are run and compared as its official runner does
+(docs/livecodebench.md).
 
 Expected outputs never enter the program's process. What a program writes is compared here; what it
 returns arrives here as base types; assert statements run in a process of their own and reach the
@@ -24,6 +26,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from functools import cache
 from hashlib import blake2b
 from math import isclose
@@ -82,6 +85,15 @@ class Job:
     @property
     def tolerance(self) -> float:
         return float(self.answer.get("tolerance", 0.0))
+
+    @property
+    def by_runner(self) -> bool:
+        """Whether the rules of LiveCodeBench's official runner are meant."""
+        return self.answer.get("runner") == "livecodebench"
+
+    def role(self, role: str) -> str:
+        """The role that the program is run in."""
+        return f"livecodebench:{role}" if self.by_runner else role
 
 
 def code(problem: Problem, reading: Reading, policy: Policy) -> Verdict:
@@ -226,7 +238,7 @@ def _by_stdin(job: Job) -> Verdict:
 def _stdin_test(job: Job, test: dict[str, Any], check: Checker) -> Failure | None:
     given, expected = _bytes(test["input"]), _bytes(test["output"])
     limits = replace(job.limits, output_bytes=2 * len(expected) + SPARE_BYTES)
-    with job.sandbox.start("stdin", job.program, limits, stdin=given) as run:
+    with job.sandbox.start(job.role("stdin"), job.program, limits, stdin=given) as run:
         run.confirm()
         ending = run.finish()
     if ending.reason != "ended" or ending.status:
@@ -234,7 +246,11 @@ def _stdin_test(job: Job, test: dict[str, Any], check: Checker) -> Failure | Non
     if check.source:
         output = run.stdout.decode("utf-8", "replace")
         return check(test["input"], output, test["output"])
-    if same_tokens(run.stdout, expected, job.tolerance):
+    if job.by_runner:
+        is_same = same_lines(run.stdout.decode("utf-8", "surrogateescape"), test["output"])
+    else:
+        is_same = same_tokens(run.stdout, expected, job.tolerance)
+    if is_same:
         return None
     return Failure("wrong", f"{_shown(run.stdout)} is not {_shown(expected)}")
 
@@ -267,6 +283,25 @@ def _same_word(ours: bytes, theirs: bytes, tolerance: float) -> bool:
         return False
 
 
+def same_lines(output: str, expected: str) -> bool:
+    """Whether two outputs are the same to the official runner of LiveCodeBench.
+
+    Blanks around the whole and around each line count for nothing, so many lines there must be,
+    and each is the same text or the same decimal numbers: 1.50 is 1.5, but 0.333 is not 1/3.
+    """
+    ours, theirs = output.strip().split("\n"), expected.strip().split("\n")
+    return len(ours) == len(theirs) and all(map(_same_line, ours, theirs))
+
+
+def _same_line(ours: str, theirs: str) -> bool:
+    if ours.strip() == theirs.strip():
+        return True
+    try:
+        return [*map(Decimal, ours.split())] == [*map(Decimal, theirs.split())]
+    except InvalidOperation:  # a word is no number; or a signalling NaN, which can't be compared
+        return False
+
+
 # --- call ---
 
 
@@ -282,7 +317,7 @@ def _call_all(job: Job, check: Checker) -> list[Failure | None]:
     expected = sum(len(json.dumps(test["output"])) for test in job.tests)
     limits = replace(job.limits, output_bytes=2 * expected + SPARE_BYTES)
     while len(failures) < len(job.tests):
-        with job.sandbox.start("call", job.program, limits) as run:
+        with job.sandbox.start(job.role("call"), job.program, limits) as run:
             if not_loaded := _load(run, job):
                 return [not_loaded] * len(job.tests)
             left = job.tests[len(failures) :]
@@ -349,7 +384,11 @@ def _judge_reply(
         return check(test["input"], reply["value"], test["output"])
     try:
         value = plain(reply["value"])
-        if same_value(value, test["output"], job.tolerance):
+        if job.by_runner:
+            is_same = same_result(value, test["output"])
+        else:
+            is_same = same_value(value, test["output"], job.tolerance)
+        if is_same:
             return None
     except (ValueError, RecursionError) as fault:
         return Failure("wrong", f"a result that can't be read: {fault}")
@@ -389,6 +428,14 @@ def same_value(value: Any, expected: Any, tolerance: float = 0.0) -> bool:
         except OverflowError:  # an integer beyond all floats
             return bool(value == expected)
     return bool(value == expected) or (value != value and expected != expected)
+
+
+def same_result(value: Any, expected: Any) -> bool:
+    """Whether a result is what a test expects to the official runner of LiveCodeBench.
+
+    That is Python's `==`, with a list for a tuple, but not for tuples within.
+    """
+    return bool((list(value) if isinstance(value, tuple) else value) == expected)
 
 
 def _is_number(value: object) -> bool:

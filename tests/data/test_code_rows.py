@@ -174,6 +174,7 @@ def test_livecodebench_gets_the_prompt_of_its_runner() -> None:
         "name": "Solution.f",
         "tests": [{"input": [1], "output": 2}],
         "time_limit_s": 6,
+        "runner": "livecodebench",
     }
     assert problem.meta["difficulty"] == "easy"
 
@@ -185,6 +186,7 @@ def test_a_contest_without_starter_code_is_a_program_that_reads_and_writes() -> 
         "kind": "stdin",
         "tests": [{"input": "1\n", "output": "2\n"}],
         "time_limit_s": 6,
+        "runner": "livecodebench",
     }
     user = problem.prompt[-1]
     assert isinstance(user, dict)

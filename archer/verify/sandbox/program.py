@@ -9,6 +9,9 @@ the problem's, in a process of its own, and reaches the program's values only as
     call    loads the program as a module, then answers requests: call this with that
     test    runs assert statements; names that they don't define are the program's
     check   a function `check(input, output, expected)`, for problems with many right answers
+
+"livecodebench:stdin" and "livecodebench:call" run programs under what LiveCodeBench's official
+runner sets up for them: its imports, its recursion limit, its longest number.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ CHANNEL = 3
 FILE_NAME = "solution.py"
 MAX_TEXT = 300
 """Characters of a message that are told."""
+RUNNER_DEPTH, RUNNER_DIGITS = 50_000, 50_000
+"""Calls within calls and digits of a number that is written, as LiveCodeBench's runner has it."""
 
 
 def run_role(role: str, seed: int) -> NoReturn:
@@ -110,8 +115,10 @@ def _said(fault: BaseException) -> str:
 # --- stdin ---
 
 
-def _run(channel: Channel, source: str) -> None:
+def _run(channel: Channel, source: str, names: dict[str, Any] | None = None) -> None:
     module = _module("__main__")
+    if names:
+        module.__dict__["__builtins__"] = vars(builtins) | names
     status, fault = 0, ""
     try:
         exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
@@ -161,11 +168,11 @@ def _exit_status(end: SystemExit) -> int:
 class _Program:
     """A program as a module, and those of its objects that someone outside has a number for."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, names: dict[str, Any]) -> None:
         module = _module("solution")
         self.names = module.__dict__
         # Behind its own names, not among them: a program that does not define `gcd` has no `gcd`.
-        self.names["__builtins__"] = vars(builtins) | leetcode.program_names(source)
+        self.names["__builtins__"] = vars(builtins) | leetcode.program_names(source) | names
         self._objects: list[object] = []
         exec(compile(source, FILE_NAME, "exec", dont_inherit=True), self.names)
 
@@ -201,9 +208,9 @@ class _Program:
         return get("ListNode", leetcode.ListNode), get("TreeNode", leetcode.TreeNode)
 
 
-def _serve_calls(channel: Channel, source: str) -> None:
+def _serve_calls(channel: Channel, source: str, names: dict[str, Any] | None = None) -> None:
     try:
-        program = _Program(source)
+        program = _Program(source, names or {})
     except BaseException as fault:  # noqa: BLE001 - SystemExit too: nothing is left to be called
         channel.send({"raised": _said(fault)})
         return
@@ -600,9 +607,21 @@ def _check(channel: Channel, source: str) -> None:
             channel.send({"raised": _said(fault)})
 
 
+# --- as LiveCodeBench's runner ---
+
+
+def _as_runner(source: str) -> dict[str, Any]:
+    """Sets this process up as the runner does; returns the names that it imports for programs."""
+    sys.setrecursionlimit(RUNNER_DEPTH)
+    sys.set_int_max_str_digits(RUNNER_DIGITS)
+    return leetcode.runner_names(source)
+
+
 ROLES: dict[str, Callable[[Channel, Any], None]] = {
     "stdin": _run,
     "call": _serve_calls,
+    "livecodebench:stdin": lambda channel, source: _run(channel, source, _as_runner(source)),
+    "livecodebench:call": lambda channel, source: _serve_calls(channel, source, _as_runner(source)),
     "test": _test,
     "check": _check,
 }
