@@ -363,6 +363,8 @@ def _relation(node: Node) -> Relation | None:
 
 
 def _same_equation(gold: Relation, answer: Relation, rules: Rules) -> Same:
+    if _is_solved(gold) and not _is_solved(answer):
+        return False  # "2x = 6" may be the question that "x = 3" answers
     if gold.signs != answer.signs and set(answer.signs) <= set(_FLIPPED):
         answer = _flipped(answer)
     if gold.signs != answer.signs:
@@ -378,6 +380,16 @@ def _same_equation(gold: Relation, answer: Relation, rules: Rules) -> Same:
         gold, answer = _flipped(gold), _flipped(answer)
     (left, right), (answer_left, answer_right) = gold.sides, answer.sides
     return same_relation(gold.signs[0], (left, right), (answer_left, answer_right))
+
+
+_NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?")
+
+
+def _is_solved(relation: Relation) -> bool:
+    """Whether one side is a name alone and the others are free of names: "x > 2", not "y = 2x"."""
+    names = [side for side in relation.sides if _NAME.fullmatch(side.strip())]
+    others = [side for side in relation.sides if side not in names]
+    return len(names) == 1 and not any(map(_variables, others))
 
 
 def _flipped(relation: Relation) -> Relation:

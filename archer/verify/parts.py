@@ -216,6 +216,11 @@ def _read_words(text: str) -> Node | None:
         return Words(text=_SYNONYMS[lower])
     if lower in _CARDINALS:
         return _CARDINALS[lower]
+    head, _, rest = lower.partition(" ")
+    if head in ("minus", "negative") and rest in _CARDINALS:
+        return Number(value=-_CARDINALS[rest].value)
+    if head in ("one", "a") and rest in _PARTS:
+        return Number(value=_PARTS[rest])
     if lower in _ALL_NUMBERS:
         return Group(kind="()", items=(Expression(text="-" + INFINITY), Expression(text=INFINITY)))
     if not _WORDS.fullmatch(plain):
@@ -488,15 +493,28 @@ _UNITS = {
 }  # fmt: skip
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cubed": "^3"}
 _SHORT_UNITS = frozenset("cm mm km kg ft hr lb oz".split())
+_PARTS = {
+    "half": Fraction(1, 2), "halve": Fraction(1, 2), "third": Fraction(1, 3),
+    "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6),
+    "seventh": Fraction(1, 7), "eighth": Fraction(1, 8), "ninth": Fraction(1, 9),
+    "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100), "thousandth": Fraction(1, 10**3),
+    "millionth": Fraction(1, 10**6), "billionth": Fraction(1, 10**9), "permille": Fraction(1, 1000),
+}  # fmt: skip
 _SCALES: dict[str, int | Fraction] = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "dozen": 12, "half": Fraction(1, 2), "halve": Fraction(1, 2), "third": Fraction(1, 3),
-    "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6),
-    "eighth": Fraction(1, 8), "tenth": Fraction(1, 10),
+    "quadrillion": 10**15, "quintillion": 10**18, "sextillion": 10**21, "septillion": 10**24,
+    "octillion": 10**27, "nonillion": 10**30, "decillion": 10**33, "googol": 10**100,
+    "lakh": 10**5, "crore": 10**7, "mil": 10**3, "mio": 10**6, "mrd": 10**9, "bn": 10**9,
+    "dozen": 12, **_PARTS,
 }  # fmt: skip
 _NO_UNITS = frozenset(
     "squared cubed factorial and or plus minus of out over mod modulo remainder more less fewer "
-    "most least below above not is but to base pair pairs ten tens score gross point".split()
+    "most least below above not is but to base pair pairs ten tens score gross point no none never "
+    "nor wrong false except without exceeding exceeds beyond under until double doubles doubled "
+    "triple triples tripled quadruple quadrupled twice thrice halved trio trios half-dozen "
+    "half-dozens twos threes fours fives sixes sevens eights nines reciprocal inverse inverted "
+    "negative negated opposite sqrt root roots cube cubes power powers log logs ish basis "
+    "percentile thousandfold tenfold grand".split()
 )
 """Words that make another value of a number."""
 _TEXT_UNIT = re.compile(

@@ -525,6 +525,43 @@ def test_an_equation_counts_by_its_right_side_where_it_is_true_and_solved() -> N
         assert same_answer("73", answer) is False, answer
 
 
+@pytest.mark.parametrize(
+    ("gold", "unsolved"),
+    [
+        ("x = 2", "4 + x = 6"),
+        ("x=3", "2x=6"),
+        ("x=3", "3x=x+6"),
+        ("x=3", r"\frac{x}{3}=1"),
+        ("x=3", "x-3=0"),
+        ("x_1=3", "2x_1=6"),
+        (r"\alpha=3", r"2\alpha=6"),
+        ("x=3, y=2", "2x=6, y=2"),
+        ("x>2", "3x+1>7"),
+        ("x>2", "x-2>0"),
+        ("x<5", "2x+1<11"),
+        (r"x \ge 3", r"2x-6 \ge 0"),
+    ],
+)
+def test_what_is_still_to_be_solved_is_no_solution(gold: str, unsolved: str) -> None:
+    assert same_answer(gold, unsolved) is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("x=3", "3=x"),
+        ("x=3", r"x=\frac{6}{2}"),
+        ("x>2", "2<x"),
+        ("x>2", r"(2,\infty)"),
+        ("x_1=3", "x_{1}=3"),
+        ("y=2x+3", "2y=4x+6"),
+        ("2x+y=4", "4x+2y=8"),
+    ],
+)
+def test_a_solution_may_be_turned_round_and_a_curve_multiplied(gold: str, answer: str) -> None:
+    assert same_answer(gold, answer) is True
+
+
 def test_coordinates_may_be_given_by_their_names() -> None:
     assert same_answer("(2,-3)", "x=2,y=-3") is True
     assert same_answer("(2,-3)", r"y=-3 \text{ and } x=2") is True
@@ -532,10 +569,31 @@ def test_coordinates_may_be_given_by_their_names() -> None:
     assert same_answer("(2,-3)", "x=-3,y=2") is False
 
 
-@pytest.mark.parametrize("operation", ["squared", "cubed", "factorial", "thirds", "trillion"])
+@pytest.mark.parametrize(
+    "operation",
+    "squared cubed factorial thirds trillion thousandths hundredths lakh crore quadrillion mil "
+    "septillion googol permille twos threes triples half-dozens double doubled halved reciprocal "
+    "inverse negative sqrt wrong exceeding none never".split(),
+)
 def test_a_word_that_changes_a_number_is_no_unit(operation: str) -> None:
     assert same_answer("7", f"7 {operation}") is False
     assert same_answer("7", rf"7 \text{{ {operation}}}") is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("0.007", r"7 \text{ thousandths}"),
+        ("700000", r"7 \text{ lakh}"),
+        (r"\frac12", r"\text{one half}"),
+        (r"\frac{1}{3}", r"\text{one third}"),
+        ("-5", r"\text{minus five}"),
+        ("-5", r"\text{negative five}"),
+        ("7", r"7 \text{ quarters}"),
+    ],
+)
+def test_numbers_may_be_written_in_words(gold: str, answer: str) -> None:
+    assert same_answer(gold, answer) is True
 
 
 def test_a_list_with_a_fraction_in_it_is_no_fraction() -> None:
