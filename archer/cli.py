@@ -79,6 +79,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNUSABLE = (
     errno.EACCES,
+    errno.ENOENT,  # as /proc says of every new file
     errno.EROFS,
     errno.EPERM,
     errno.ENOTDIR,

@@ -394,7 +394,7 @@ def evaluation_config(
     elif not tree["data"].get("evaluate"):
         raise ValueError(
             f"{subject.label} brings no evaluation problems"
-            + ("" if "data" in subject.recipe else ", being no run, checkpoint or export")
+            + ("" if "data" in subject.recipe else ": it is no run, checkpoint or export here")
             + "; name a file with --problems"
         )
     config = config_from(tree, where="archer eval")

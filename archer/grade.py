@@ -102,9 +102,9 @@ def grade(
             lines.flush()
             advance(place, 0)
         os.fsync(lines.fileno())
-    outcomes, score = _tally(out)
+    outcomes, score, fault = _tally(out)
     found: dict[str, Any] = {"outcomes": outcomes, "score": score}
-    text = _describe(outcomes, score)
+    text = _describe(outcomes, score, fault)
     compared, changed = _changes(file, out)
     if compared:
         found["before"] = {"compared": compared, "changed": changed}
@@ -195,15 +195,22 @@ def _write_card(path: Path, facts: dict[str, Any]) -> None:
         file.write((json.dumps(facts, indent=1) + "\n").encode())
 
 
-def _tally(out: Path) -> tuple[dict[str, int], float | None]:
-    """Outcomes of all verdicts, and the mean score of those that are no grader errors."""
+def _tally(out: Path) -> tuple[dict[str, int], float | None, str]:
+    """Outcomes of all verdicts, the mean score of those that are no grader errors, and the
+    commonest of these; "" without any."""
     found: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
     total = 0.0
     for _, row in read_rows(out):
         found[row["outcome"]] += 1
-        total += row["score"] if row["outcome"] != "error" else 0.0
+        if row["outcome"] == "error":
+            faults[" ".join(row["detail"].split())] += 1
+        else:
+            total += row["score"]
     judged = found.total() - found["error"]
-    return {name: found[name] for name in OUTCOMES}, total / judged if judged else None
+    outcomes: dict[str, int] = {name: found[name] for name in OUTCOMES}
+    score = total / judged if judged else None
+    return outcomes, score, "".join(f"{n} times: {said}" for said, n in faults.most_common(1))
 
 
 def _changes(file: Path, out: Path) -> tuple[int, dict[str, list[str]]]:
@@ -237,12 +244,12 @@ def _describe_changes(compared: int, changed: Mapping[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _describe(outcomes: Mapping[str, int], score: float | None) -> str:
+def _describe(outcomes: Mapping[str, int], score: float | None, fault: str) -> str:
     rows: list[tuple[str, ...]] = [(name, str(count)) for name, count in outcomes.items() if count]
     rows.append(("mean score", "-" if score is None else f"{score:.4f}"))
     text = table(rows, ("verdict", "responses"))
     if outcomes["error"]:
-        text += "\n\nerror: the grader itself failed; such a response is in no score"
+        text += f"\n\nerror: the grader itself failed; such a response is in no score\n{fault}"
     return text
 
 

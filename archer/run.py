@@ -137,6 +137,8 @@ def open_run(
     that cannot be used, a recipe whose knobs differ where they must not, and a damaged checkpoint.
     """
     if fork is not None:
+        if fork.resolve() == folder.resolve():
+            raise ValueError(f"--fork {fork} is the run itself; give a new folder")
         if not (fork / "config.toml").is_file():
             _fork(folder, fork, config, say)
         folder = fork
@@ -172,16 +174,25 @@ def _take_recipe(stored: Path, config: Config, say: Callable[[str], None]) -> No
     if stored.exists():
         before = load_config(stored)
         free, fixed = changed_knobs(before, config)
-        if fixed:
+        if fixed and not _is_begun(folder):
+            say(f"begun anew: {folder} held a recipe and no step")
+        elif fixed:
             raise ValueError(
                 f"{folder} was begun with other knobs: "
                 f"{_differences(before, config, fixed)}; "
                 "set them back, or continue in a new folder with --fork NEWDIR"
             )
-        if free:
+        elif free:
             say(f"changed since the run began: {_differences(before, config, free)}")
     with written_whole(stored) as file:
         file.write(config_toml(config).encode())
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether anything was sampled or learned: a mistake may have ended the run before that."""
+    return any(any((folder / name).iterdir()) for name in FOLDERS if (folder / name).is_dir()) or (
+        (folder / "metrics.jsonl").exists()
+    )
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

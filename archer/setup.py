@@ -28,7 +28,7 @@ from archer.types import Problem
 from archer.verify.code import check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import Verifiers, WorkerPool
-from archer.verify.verifiers import VERIFIERS
+from archer.verify.verifiers import VERIFIERS, check_verifiers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,7 @@ def load_data(config: Config, *, chat: bool = False) -> Data:
     train, evaluate, counts = train_and_eval(
         _specs(config.data.train), _specs(config.data.evaluate), verifiers=VERIFIERS
     )
+    check_verifiers([*train, *evaluate])
     if any(problem.verifier == "code" for problem in [*train, *evaluate]):
         check_sandbox(config.verify.sandbox)
     renderer = _renderer(config, chat=chat)

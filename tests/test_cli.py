@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from archer.cli import main
+from archer.config import config_toml, load_config
 from archer.model.tiny import tiny_model, tiny_tokenizer
 from archer.sinks import SINKS, Sink
 from tests.refusals import Refusals, files_of_at_most
@@ -148,6 +149,9 @@ def test_a_wrong_argument_is_one_line(refused: Refusals, arguments: list[str], w
         ("data.train=[]", "data.train"),
         ("model.device=tpu", "model.device"),
         ("steps", "write section.key=value"),
+        ("update.betas=[0.9, 1.0]", "update.betas.1 = 1.0: input should be less than 1"),
+        ("loss={ name = 'no_is', clip_low = 1.5 }", "loss.name = 'no_is' is no number"),
+        ("loss={ name = 'grpo', nam = 1 }", "has no knob 'nam'; remove it (its knobs: "),
     ],
 )
 def test_a_wrong_knob_is_refused_before_a_run_folder_is_made(
@@ -186,6 +190,21 @@ def rows(*more: dict[str, Any]) -> str:
         (rows({**GOOD, "id": "b", "verifier": "maths"}), 'p.jsonl:2: unknown verifier "maths"'),
         (rows({**GOOD, "id": "b", "answer": 5}), 'p.jsonl:2: "answer" holds the number 5'),
         (rows({**GOOD, "id": "b", "prompt": "1+" * 300}), "need a context of"),
+        (
+            rows({**GOOD, "id": "b", "prompt": "?", "verifier": "nomod:f"}),
+            "problem 'b': nomod:f cannot be imported",
+        ),
+        (
+            rows(
+                {
+                    "id": "b",
+                    "prompt": "?",
+                    "verifier": "json_schema",
+                    "answer": {"schema": {"type": "objekt"}},
+                }
+            ),
+            "problem 'b': its JSON schema is none ('objekt' is not valid",
+        ),
     ],
 )
 def test_wrong_data_is_refused_by_train_and_by_eval(
@@ -328,6 +347,33 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_the_names_of_its_knobs(
     assert "rollout.samples = 2 -> 3" in said
     assert "--fork NEWDIR" in said
     assert contents(run) == before
+
+
+def test_a_run_that_a_mistake_ended_before_its_first_step_takes_the_corrected_recipe(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    wrong = load_config(recipe, ["update.learning_rate=7.0"])
+    (run / "config.toml").write_text(config_toml(wrong))
+    assert main(["train", str(recipe), "--run", str(run)]) == 0
+    assert "begun anew" in capsys.readouterr().out
+    assert load_config(run / "config.toml").update.learning_rate == 1e-3
+
+
+def test_a_fork_into_itself_is_refused(refused: Refusals, run: Path, recipe: Path) -> None:
+    said = refused("train", recipe, "--run", run, "--fork", run)
+    assert "is the run itself; give a new folder" in said
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_that_takes_no_file_is_one_line(refused: Refusals, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**GOOD, "response": "5"}) + "\n")
+    for command in (
+        ("grade", tmp_path / "rows.jsonl", "--out", "/proc/x.jsonl"),
+        ("prepare", tmp_path / "rows.jsonl", "--out", "/proc/x.jsonl"),
+    ):
+        assert "No such file or directory; give another" in refused(*command)
 
 
 def test_damaged_judged_groups_are_refused_and_sampled_again_by_the_cure(

@@ -46,7 +46,9 @@ def test_a_name_brings_its_problems_with_revision_and_licence(
     assert f"| hub: {part.repo} | revision {commit}, licence: mit |" in card
     assert card.count("sha256 of ") == len(HELD[name])
     if part.expected is not None:
-        assert done.notes == (f"{done.rows_in} rows are meant, and others count {part.expected}",)
+        assert done.notes == (
+            f"others count {part.expected} problems in this data, here are {done.rows_in}",
+        )
 
 
 def answers(done: Prepared) -> list[Any]:
@@ -114,7 +116,7 @@ def test_a_copy_that_lies_here_is_read_as_the_one_of_the_hub(tmp_path: Path) -> 
     args = {"start": "2024-08-01", "end": "2025-02-01"}
     done = prepare(f"livecodebench:{ROWS / 'livecodebench.jsonl'}", out, args=args, check=False)
     assert done.rows_out == 2
-    assert done.notes == ("2 rows are meant, and others count 279",)
+    assert done.notes == ("others count 279 problems in this data, here are 2",)
 
 
 def test_one_file_is_no_copy_of_three_data_sets(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_the_command_says_what_the_hub_says(
     assert main(["prepare", "gsm8k", "--out", str(out), "--revision", "later"]) == 2
     assert "has no revision 'later'" in capsys.readouterr().err
     assert main(["prepare", "gsm8k", "--out", str(out)]) == 0
-    assert "2 problems from 2 rows\n2 rows are meant, and others count 1319" in (
+    assert "2 problems from 2 rows\nothers count 1319 problems in this data, here are 2" in (
         capsys.readouterr().out
     )
     first = out.read_bytes(), out.with_suffix(".card.md").read_bytes()

@@ -70,7 +70,12 @@ def try_loss(config: Config) -> None:
             f"loss.name = '{config.loss.name}' cannot be called as a loss: {error}; "
             "see archer.algo.losses for what one takes"
         ) from None
-    objective.loss(*tokens, **picked, **objective.knobs)
+    loss = objective.loss(*tokens, **picked, **objective.knobs)
+    if not bool(torch.isfinite(loss).all()):
+        raise ValueError(
+            f"loss.name = '{config.loss.name}' is no number on tokens whose policy has not moved, "
+            f"with the knobs {dict(objective.knobs)}; correct them"
+        )
 
 
 def choose_advantage(config: Config) -> Advantage:
@@ -117,9 +122,9 @@ def check_knobs(knobs: Mapping[str, Any], known: list[str], what: str, section: 
     for name, value in knobs.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {section}.{near[0]}? " if near else ""
+            hint = f"did you mean {section}.{near[0]}?" if near else "remove it"
             listed = ", ".join(known) or "none"
-            raise ValueError(f"{what} has no knob '{name}'; {hint}(its knobs: {listed})")
+            raise ValueError(f"{what} has no knob '{name}'; {hint} (its knobs: {listed})")
         not_a_number = isinstance(value, float) and math.isnan(value)
         if isinstance(value, str | list | dict) or not_a_number:
             raise ValueError(f"{section}.{name} = {value!r} is not a number; give one")

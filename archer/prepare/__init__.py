@@ -488,7 +488,7 @@ def _notes(raw: Raw, tally: Tally, limit: int | None) -> tuple[str, ...]:
     rows = tally.rows - tally.dropped[NOT_MEANT]
     if raw.expected is None or limit is not None or rows == raw.expected:
         return ()
-    return (f"{rows} rows are meant, and others count {raw.expected}",)
+    return (f"others count {raw.expected} problems in this data, here are {rows}",)
 
 
 # The card

@@ -53,6 +53,20 @@ def _wrong(detail: str) -> Verdict:
     return Verdict(outcome="wrong", score=0.0, detail=detail)
 
 
+def check_schema(schema: dict[str, Any]) -> None:
+    """ValueError for what is no schema."""
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+    except SchemaError as error:
+        fault = " ".join(error.message.split())
+        raise ValueError(
+            f"its JSON schema is none ({fault}, at {error.json_path}); mend it"
+        ) from None
+
+
 def _misfit(schema: dict[str, Any], value: Any) -> str | None:
     """Where a value does not satisfy a schema, and why."""
     import jsonschema_specifications

@@ -103,16 +103,17 @@ class WorkerPool:
         wall_factor: float = 8.0,
         step_seconds: float = math.inf,
     ) -> None:
-        if workers < 1 or not wall_factor >= 1:
-            raise ValueError(
-                f"workers={workers}, wall_factor={wall_factor}: both must be at least 1"
-            )
+        if workers < 1:
+            raise ValueError(f"{workers} workers cannot judge; make it at least 1")
+        if not wall_factor >= 1:
+            raise ValueError(f"wall_factor is {wall_factor}; make it at least 1")
         self._policy = policy or Policy()
         self._wall_seconds = self._policy.cpu_seconds * wall_factor
         self._step_seconds = step_seconds
         self._lock = threading.Lock()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._step: dict[tuple[str, str, Hashable], _Task] = {}
+        self._open: dict[Ticket, _Task] = {}
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._closing = False
         self._workers: set[_Worker] = set()
@@ -145,6 +146,7 @@ class WorkerPool:
         verdict = quick_verdict(problem, response, in_thought, self._policy)
         with self._lock:
             self._step[key] = task
+            self._open[task.ticket] = task
         if verdict is not None:
             self._settle(task, verdict)
         else:
@@ -155,11 +157,9 @@ class WorkerPool:
         """Waits for the verdicts on a step's tickets; those that come too late are `error`."""
         wait(tickets, None if math.isinf(self._step_seconds) else self._step_seconds)
         with self._lock:
-            late = [task for task in self._step.values() if not task.ticket.done()]
-        ours = set(tickets)
+            late = [self._open[ticket] for ticket in set(tickets) if ticket in self._open]
         for task in late:
-            if task.ticket in ours:
-                self._settle(task, _error(f"no verdict within {self._step_seconds:g} s"))
+            self._settle(task, _error(f"no verdict within {self._step_seconds:g} s"))
         return [ticket.result() for ticket in tickets]
 
     def ledger(self) -> dict[str, float]:
@@ -277,6 +277,7 @@ class WorkerPool:
             if task.verdict is not None:
                 return  # it came too late
             task.verdict = verdict
+            self._open.pop(task.ticket, None)
             self._counts["seconds/verify"] += verdict.seconds
             self._count(task.problem, verdict, task.holders)
         task.ticket.set_result(verdict)

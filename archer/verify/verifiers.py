@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import partial
 from math import fsum, isfinite
@@ -32,7 +32,7 @@ from archer.verify.choice import choice, stated_choice
 from archer.verify.code import code
 from archer.verify.extract import Reading, last_program, outside_thought, read_response
 from archer.verify.formats import language, language_identifier, thought_format
-from archer.verify.json_schema import json_schema
+from archer.verify.json_schema import check_schema, json_schema
 from archer.verify.math import judge_math, math
 from archer.verify.policy import Policy
 from archer.verify.texts import exact, judged_text, normalised
@@ -193,6 +193,31 @@ def find_verifier(name: str) -> Callable[..., Verdict | float]:
         raise ValueError(f"unknown verifier {name!r}: use one of {known} or module:function")
     verifier: Verifier = own_function(name)
     return verifier
+
+
+def check_verifiers(problems: Iterable[Problem]) -> None:
+    """ValueError for a problem that no response can be judged for: an own verifier that is not
+    there, a schema that is none. Found before anything is sampled."""
+    names: set[str] = set()
+    for problem in problems:
+        for verifier, answer in _parts(problem):
+            if verifier == "json_schema":
+                try:
+                    check_schema(answer["schema"])
+                except ValueError as error:
+                    raise ValueError(f"problem {problem.id!r}: {error}") from None
+            elif verifier not in names:
+                names.add(verifier)
+                try:
+                    find_verifier(verifier)
+                except ValueError as error:
+                    raise ValueError(f"problem {problem.id!r}: {error}") from None
+
+
+def _parts(problem: Problem) -> list[tuple[str, Any]]:
+    if problem.verifier != "composite":
+        return [(problem.verifier, problem.answer)]
+    return [(part["verifier"], part["answer"]) for part in problem.answer["parts"]]
 
 
 def prepare(name: str) -> None:

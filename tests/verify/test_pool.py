@@ -163,7 +163,7 @@ def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 1, "wall_factor": 0.5}])
 def test_a_pool_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="make it at least 1"):
         WorkerPool(**wrong)
 
 
@@ -482,3 +482,12 @@ def test_what_is_not_judged_in_a_steps_time_is_an_error_and_nothing_is_missing()
     assert [verdict.outcome for verdict in found] == ["correct", "error", "error"]
     assert found[1].detail == "no verdict within 3 s"
     assert ledger["verify/graders:sleeps/error"] == ledger["verify/graders:length/error"] == 1
+
+
+def test_a_steps_deadline_holds_for_two_problems_of_one_id() -> None:
+    """Their answers differ: the second took the place of the first among those waited for."""
+    policy = Policy(cpu_seconds=100.0)
+    with WorkerPool(workers=1, policy=policy, step_seconds=2.0) as pool:
+        same = [problem("graders:sleeps", answer, "same") for answer in (1, 2)]
+        found = pool.collect([pool.submit(each, boxed("5"), False) for each in same])
+    assert [verdict.detail for verdict in found] == ["no verdict within 2 s"] * 2
