@@ -121,8 +121,8 @@ def _export_run(
     terminal.say(f"exporting {found.folder} in {dtype}")
     with _written_aside(out) as aside:
         write_trained(found, aside, dtype, max_shard_size)
-        terminal.say("loading it again in a fresh process, to compare log-probs")
         responses = read_responses(found.folder / PARITY)
+        terminal.say("loading it again in a fresh process, to compare log-probs")
         parity = compare(responses, reload(aside, found.folder / PARITY), dtype=dtype)
         if parity.live_exported.mean > BROKEN:
             raise ParityBroken(
