@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from itertools import combinations
 from pathlib import Path
 
@@ -149,6 +150,14 @@ def test_a_short_problem_of_a_suite_is_known_as_a_whole() -> None:
     assert reject(problem("what is TWO plus two")) is not None
     assert reject(problem("what is two plus two and some more of it all")) is None
     assert reject(problem("")) is None
+
+
+def test_words_are_compared_and_not_their_checksums() -> None:
+    """These two have the same CRC-32; of 30 million runs a few agree with one of a suite."""
+    assert zlib.crc32(b"plumless") == zlib.crc32(b"buckeroo")
+    reject = not_in("suite", [problem("plumless")])
+    assert reject(problem("buckeroo")) is None
+    assert reject(problem("Plumless!")) is not None
 
 
 def test_the_frame_of_a_suite_says_nothing() -> None:

@@ -16,7 +16,7 @@ import math
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,15 +54,17 @@ def no_near_duplicates(least: float) -> Filter:
     if not 0.5 <= least <= 1:
         raise ValueError(f"near-duplicates share {least} of their N-grams; make it 0.5 to 1")
     try:
-        from datasketch import MinHash, MinHashLSH
+        from datasketch import MinHash
     except ImportError:
         raise ValueError(
             "near-duplicates are found by datasketch: pip install 'archer-rl[data]'"
         ) from None
     bands, rows = _bands(least)
     first = MinHash(num_perm=bands * rows)
-    index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
     kept: list[_Kept] = []
+    # A band's key -> places in `kept`, as a tuple because there are millions of them: the library's
+    # own index has a set for each, which together take more than all the rest.
+    index: dict[int, tuple[int, ...]] = {}
 
     def nearly_repeats(problem: Problem) -> Dropped | None:
         own = _Kept.of(problem)
@@ -70,14 +72,22 @@ def no_near_duplicates(least: float) -> Filter:
             bands * rows, hashfunc=int, permutations=first.permutations, scheme=first.scheme
         )
         sketch.update_batch(own.grams.tolist())
-        for place in sorted(index.query(sketch)):
+        seed = zlib.crc32(" ".join(own.figures).encode())
+        keys = [
+            zlib.crc32(band.tobytes(), seed + number)
+            for number, band in enumerate(sketch.hashvalues.reshape(bands, rows))
+        ]
+        # Keys that agree by chance cost a comparison.
+        for place in sorted(set().union(*(index.get(key, ()) for key in keys))):
             alike = own.alike(kept[place])
             if alike >= least:
                 return Dropped(
                     reason="nearly repeats another problem",
                     detail=f"{alike:.0%} as {kept[place].id}",
                 )
-        index.insert(len(kept), sketch)
+        here = (len(kept),)  # one for all bands that are new
+        for key in keys:
+            index[key] = index[key] + here if key in index else here
         kept.append(own)
         return None
 
@@ -133,8 +143,8 @@ def not_in(suite: str, problems: Iterable[Problem]) -> Filter:
     places: _Places = {}
     for problem in problems:
         found = words(text_of(problem))
-        for start, gram in enumerate(grams(found, SUITE).tolist()):
-            places.setdefault(gram, []).append((len(ids), start))
+        for start, run in enumerate(runs(found, SUITE)):
+            places.setdefault(run, []).append((len(ids), start))
         ids.append(problem.id)
         sizes.append(len(found))
     _drop_frame(places, len(ids))
@@ -144,8 +154,8 @@ def not_in(suite: str, problems: Iterable[Problem]) -> Filter:
     }
 
     def stands_there(problem: Problem) -> Dropped | None:
-        own = {gram for gram in grams(words(text_of(problem)), SUITE).tolist() if gram in places}
-        for place, starts in sorted(_by_problem(places[gram] for gram in own).items()):
+        own = {run for run in runs(words(text_of(problem)), SUITE) if run in places}
+        for place, starts in sorted(_by_problem(places[run] for run in own).items()):
             share = len(_covered(starts, sizes[place])) / whole[place]
             if share > COVERED:
                 return Dropped(
@@ -156,15 +166,15 @@ def not_in(suite: str, problems: Iterable[Problem]) -> Filter:
     return stands_there
 
 
-_Places = dict[int, list[tuple[int, int]]]
+_Places = dict[str, list[tuple[int, int]]]
 """N-gram -> in which problems it begins, and at which word."""
 
 
 def _drop_frame(places: _Places, problems: int) -> None:
     """Takes away the N-grams that many problems have."""
     most = max(FRAME_PROBLEMS, FRAME_SHARE * problems)
-    for gram in [g for g, own in places.items() if len({problem for problem, _ in own}) >= most]:
-        del places[gram]
+    for run in [r for r, own in places.items() if len({problem for problem, _ in own}) >= most]:
+        del places[run]
 
 
 def _by_problem(found: Iterable[list[tuple[int, int]]]) -> dict[int, list[int]]:
@@ -196,8 +206,12 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
+def runs(found: list[str], n: int) -> Iterator[str]:
+    """Each run of n words, in their order; a shorter text is one run by itself."""
+    starts = range(max(1, len(found) - n + 1)) if found else range(0)
+    return (" ".join(found[start : start + n]) for start in starts)
+
+
 def grams(found: list[str], n: int) -> UInt32[np.ndarray, " N"]:
-    """A number for each run of n words, in their order; a shorter text is one run by itself."""
-    runs = range(max(1, len(found) - n + 1)) if found else range(0)
-    hashes = (zlib.crc32(" ".join(found[start : start + n]).encode()) for start in runs)
-    return np.fromiter(hashes, dtype=np.uint32)
+    """A number for each run of n words, in their order."""
+    return np.fromiter((zlib.crc32(run.encode()) for run in runs(found, n)), dtype=np.uint32)
