@@ -2,6 +2,10 @@ import gzip
 import json
 import random
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from archer.data.problems import problems_hash, read_problems
 from archer.data.rows import BLOCK, read_file
 from archer.prepare import Prepared, parse_args, prepare
 from archer.types import Problem
+from tests.children import child_environment
 from tests.real_data import real_file
 
 Row = dict[str, Any]
@@ -438,6 +443,33 @@ def test_a_large_array_is_never_held_whole(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * BLOCK
+
+
+def measured(*arguments: str) -> tuple[str, int]:
+    """What benchmarks/big_prepare.py says, and the megabytes of memory in it."""
+    script = Path(__file__).parents[1] / "benchmarks" / "big_prepare.py"
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"peak resident memory (\d+) MB", done.stdout)
+    assert found is not None, done.stdout
+    return done.stdout, int(found[1])
+
+
+def test_memory_hardly_grows_with_the_rows() -> None:
+    """Two digests a row are remembered, for what repeats another one: 3,000 rows more, which are 17
+    MB, take 1 MB."""
+    (_, few), (_, many) = measured("--rows", "1000"), measured("--rows", "4000")
+    assert many - few < 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("more", [(), ("--near-duplicates", "0.7")], ids=["plain", "near"])
+def test_a_gigabyte_is_prepared_in_less_than_one_of_memory(more: tuple[str, ...]) -> None:
+    if shutil.disk_usage(tempfile.gettempdir()).free < 5e9:
+        pytest.skip("less than 5 GB are free for a file and what becomes of it")
+    said, _ = measured(*more)
+    assert re.match(r"200,000 rows, 1,\d\d\d MB -> 200,000 problems", said), said
 
 
 def test_parquet_rows_are_those_of_json(tmp_path: Path) -> None:
