@@ -115,6 +115,29 @@ def test_interval_has_the_width_that_the_normal_law_gives() -> None:
     assert found.mean - found.low == pytest.approx(half, rel=0.08)
 
 
+@pytest.mark.parametrize("times", [50, pytest.param(300, marks=pytest.mark.full)])
+def test_intervals_hold_the_true_mean_19_times_in_20(times: int) -> None:
+    """Evaluations of 100 problems with 4 samples: most problems are easy or out of reach (Beta(0.3,
+    0.7), mean 0.3), and a second model solves a tenth of what the first one fails at (0.07 more).
+
+    The percentile bootstrap of so many problems is a little narrow; 3.5 standard deviations of the
+    simulation itself are allowed.
+    """
+    random = np.random.Generator(np.random.Philox(7))
+    held = held_paired = 0
+    for seed in range(times):
+        rates = random.beta(0.3, 0.7, 100)
+        first = random.binomial(4, rates) / 4
+        second = random.binomial(4, rates + 0.1 * (1 - rates)) / 4
+        one = interval(list(first), seed=seed)
+        paired = paired_interval(list(first), list(second), seed=seed)
+        held += one.low <= 0.3 <= one.high
+        held_paired += paired.low <= 0.07 <= paired.high
+    spread = 3.5 * (0.95 * 0.05 / times) ** 0.5
+    for share in (held / times, held_paired / times):
+        assert 0.94 - spread <= share <= 0.96 + spread
+
+
 def test_interval_of_equal_values_is_a_point() -> None:
     found = interval([0.5], seed=0)
     assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
