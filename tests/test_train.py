@@ -200,7 +200,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_parts.py").write_text(
         "def judge(problem, reading):\n    raise KeyError('a fault of the grader')\n"
-        "def loss(logp, *others):\n    return logp * float('nan')\n"
+        "def loss(logp, *others):\n"
+        "    return logp * (1.0 if len(logp) == 2 else float('nan'))\n"  # 2: as it is tried first
     )
     problem = {"id": "1", "prompt": "1+1=", "verifier": "broken_parts:judge", "answer": "2"}
     (tmp_path / "broken.jsonl").write_text(json.dumps(problem) + "\n")

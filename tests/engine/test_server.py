@@ -292,7 +292,15 @@ def test_no_more_are_asked_at_a_time_than_wanted_and_as_many_as_wanted() -> None
         assert {body["prompt"][1] for body in server.bodies[:3]} == {0, 1, 2}
 
 
-def test_ctrl_c_ends_at_once_and_what_has_not_begun_is_not_asked() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the shell has started this in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_at_once_and_what_has_not_begun_is_not_asked(interruptible: None) -> None:
     never = threading.Event()
 
     def answer(body: Body) -> Reply:
