@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 USER_MISTAKE = 2
 STOPPED = 1
+STOPPING = ("EngineLost", "NonFiniteGradients", "ParityBroken", "TooManyErrors")
+"""Errors that end a command in one line and are nobody's mistake in a recipe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             128 + number,
         )
     except RuntimeError as error:
-        if type(error).__name__ in ("TooManyErrors", "NonFiniteGradients", "ParityBroken"):
+        if type(error).__name__ in STOPPING:
             return _fail(str(error), STOPPED)
         raise
     finally:

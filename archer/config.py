@@ -124,6 +124,8 @@ class RolloutConfig(Section):
     """Groups whose answers all score alike: keep them, drop them, or drop and draw others."""
     max_rounds: int = Field(default=10, ge=1)
     """With refill: draws per step before it goes on with what it has."""
+    ahead: int = Field(default=0, ge=0)
+    """Steps whose sampling may begin before the ones before them are learned from."""
     cache_tokens: int = Field(default=65536, ge=1)
     """Tokens in flight in the sampler at most, counted at full length."""
     overlong: OverlongConfig = OverlongConfig()
@@ -290,11 +292,26 @@ class LogConfig(Section):
     """Project name in those services."""
 
 
+class ClusterConfig(Section):
+    """Processes of `engine = "cluster"`, on all machines of a Ray cluster."""
+
+    learners: int = Field(default=1, ge=1)
+    """Processes that hold a shard of the learner each, with a GPU each where there are GPUs."""
+    samplers: int = Field(default=0, ge=0)
+    """Processes that sample alone; 0: the learners sample, taking turns with learning."""
+    restarts: int = Field(default=3, ge=0)
+    """How often the run goes on from its last checkpoint by itself when a learner is lost."""
+    silent_seconds: float = Field(default=60.0, gt=0)
+    """A process that has not answered for so long is taken for dead, and replaced."""
+    wait_seconds: float = Field(default=1800.0, gt=0)
+    """Longest wait for one thing: a place for a process, a model to load, one optimizer step."""
+
+
 class Config(Section):
     """A whole run."""
 
-    engine: Literal["local"] = "local"
-    """Where the tensors live."""
+    engine: Literal["local", "cluster"] = "local"
+    """Where the tensors live: in this process, or in processes on a Ray cluster."""
     model: ModelConfig
     prompt: PromptConfig = PromptConfig()
     data: DataConfig
@@ -310,6 +327,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _knobs_agree(self) -> Config:
@@ -328,6 +346,11 @@ class Config(Section):
         if self.mismatch.kind != "none" and update.old_logp == "sampler":
             raise ValueError(
                 "mismatch.kind needs the learner's own old log-probs: use update.old_logp = score"
+            )
+        if rollout.ahead and self.mismatch.kind == "none" and update.old_logp == "score":
+            raise ValueError(
+                f"rollout.ahead = {rollout.ahead} samples with older weights than those that "
+                "learn: set mismatch.kind to tis or mis, or update.old_logp = sampler"
             )
         if self.mismatch.low >= self.mismatch.high:
             raise ValueError(
@@ -349,6 +372,7 @@ class Config(Section):
 
 FREE_ON_RESUME = (
     "engine",
+    "cluster",
     "model.checkpoint_activations",
     "train.steps",
     "rollout.cache_tokens",

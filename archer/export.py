@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 import archer
 from archer.config import Config, config_toml, load_config
-from archer.engine.local import WEIGHTS
+from archer.engine.local import stored_weights
 from archer.files import sync_folder
 from archer.merge import compare_weights, find_sharded, read_weights, weights_card, write_model
 from archer.model.load import load_config as load_model_config
@@ -203,7 +202,7 @@ def trained_model(checkpoint: Checkpoint, *, dtype: str, device: torch.device) -
     """
     origin = checkpoint.config.model
     model = load_model(origin.name, dtype=dtype, device=device, revision=origin.revision)
-    weights = load_file(checkpoint.folder / WEIGHTS)
+    weights = stored_weights(checkpoint.folder)
     own = dict(model.named_parameters())
     if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
         raise ValueError(

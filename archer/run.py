@@ -6,7 +6,8 @@
     rollouts/step-*.jsonl  every completion with its verdict; .npz beside it: per-token arrays
     pending/step-*.npz     judged groups of steps that no checkpoint covers yet
     eval/step-*.json       evaluations
-    checkpoints/step-*/    weights, optimizer, state, and a manifest with a checksum of each file
+    checkpoints/step-*/    weights, optimizer, state, judged groups of the steps that were sampled
+                           ahead, and a manifest with a checksum of each file
 
 A checkpoint is complete or not there: it is written aside, synced, and renamed. When a run goes on,
 everything later than its newest checkpoint is cut back, except judged groups: replaying a step from
@@ -82,8 +83,16 @@ class Run:
         save_groups(self.path("pending", step, ".npz"), groups)
 
     def kept_groups(self, step: int) -> StepGroups | None:
-        """A step's judged groups from before a kill; ValueError when the file is damaged."""
+        """A step's judged groups from before a kill; ValueError when the file is damaged.
+
+        Those that a checkpoint holds for the steps behind it are looked for in the newest one.
+        """
         path = self.path("pending", step, ".npz")
+        if not path.exists() and (steps := checkpoint_steps(self.folder)):
+            stored = self.path("checkpoints", steps[-1]) / ahead_name(step)
+            if stored.exists():
+                with written_whole(path) as file:
+                    file.write(stored.read_bytes())
         return load_groups(path) if path.exists() else None
 
     # ------------------------------------------------------------------ checkpoints
@@ -222,6 +231,11 @@ def read_checkpoint(folder: Path) -> State:
                 f"delete {folder} to use the one before it"
             )
     return State(**json.loads((folder / STATE).read_text()))
+
+
+def ahead_name(step: int) -> str:
+    """File of a checkpoint that holds the judged groups of a later step."""
+    return f"ahead-{step:06d}.npz"
 
 
 def checksum(path: Path) -> str:

@@ -7,8 +7,9 @@ length, then the shape of the model.
 
 from __future__ import annotations
 
+import importlib.util
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from archer.config import Config, SourceConfig
 from archer.cores import num_cores
 from archer.data.problems import canonical, problems_hash
 from archer.data.sources import SourceCount, SourceSpec, train_and_eval
-from archer.engine.base import Generates
+from archer.engine.base import Engine, Generates
 from archer.engine.choices import choose_advantage, choose_objective, try_loss
 from archer.engine.local import LocalEngine, resolve_device
 from archer.model.load import load_config, load_model, load_tokenizer
@@ -72,6 +73,10 @@ def check_recipe(config: Config) -> None:
             "take more samples, or set rollout.filter = keep"
         )
     judging(config)
+    if config.engine == "cluster" and importlib.util.find_spec("ray") is None:
+        raise ValueError(
+            "engine = cluster needs Ray: install archer-rl[cluster], or set engine = local"
+        )
 
 
 def load_data(config: Config, *, chat: bool = False) -> Data:
@@ -164,8 +169,20 @@ def cached_render(renderer: Renderer | MessageRenderer) -> Render:
     return render
 
 
-def open_engine(config: Config) -> LocalEngine:
-    """Loads the weights and puts learner and sampler around them."""
+def open_engine(config: Config, say: Callable[[str], None] = print) -> Engine:
+    """What the recipe's `engine` names, with the weights that the run starts from.
+
+    say: is told of processes that were lost and replaced.
+    """
+    if config.engine == "cluster":
+        from archer.engine.cluster.engine import ClusterEngine
+
+        return ClusterEngine(config, say)
+    return open_local_engine(config)
+
+
+def open_local_engine(config: Config) -> LocalEngine:
+    """Loads the weights and puts learner and sampler around them, in this process."""
     torch.set_num_threads(num_threads(config))
     name, revision = config.model.name, config.model.revision
     model = load_model(

@@ -30,22 +30,23 @@ from archer.algo.objective import (
     add_tallies,
     correction_weights,
     pick_tokens,
+    sampler_kl,
     summarise,
 )
 from archer.algo.select import group_advantages
 from archer.algo.textstats import text_tallies
 from archer.config import Config, UpdateConfig
 from archer.data.stream import ProblemStream
-from archer.engine.base import Engine
+from archer.engine.base import Engine, EngineLost
 from archer.engine.choices import choose_advantage, choose_pick, needs_greedy
 from archer.evaluate import evaluate_data
 from archer.files import written_whole
+from archer.pipeline import Interrupted, Rollouts
 from archer.randomness import permutation, uniforms
-from archer.records import StepGroups, write_arrays, write_rollouts
+from archer.records import write_arrays, write_rollouts
 from archer.rollout import (
     check_errors,
     greedy_rewards,
-    sample_step,
     select_step,
     shape_rewards,
     verdicts_of,
@@ -91,38 +92,78 @@ class Stop:
     signal: int = 0
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, raised where a step can be left without a trace."""
-
-
 def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None = None) -> Trained:
-    """Trains until `train.steps`, from the newest checkpoint in `folder` if there is one."""
+    """Trains until `train.steps`, from the newest checkpoint in `folder` if there is one.
+
+    Where a part of a cluster is lost that nothing stands in for, the run goes on as it would after
+    a kill, `cluster.restarts` times; then EngineLost is raised.
+    """
     check_recipe(config)
     check_sinks(config.log.sinks)
     data = load_data(config)
+    restarts = config.cluster.restarts
+    with _stop_requests() as stop:
+        for restart in range(restarts + 1):
+            try:
+                return _train(config, folder, data, terminal, stop, fork=fork)
+            except EngineLost as lost:
+                if restart == restarts:
+                    raise EngineLost(
+                        f"{lost}; the run was begun again {restarts} times (cluster.restarts): "
+                        "the same command goes on from the last checkpoint"
+                    ) from None
+                terminal.say(
+                    f"{lost}: going on from the last checkpoint, restart {restart + 1} of at most "
+                    f"{restarts}"
+                )
+    raise AssertionError("the last restart returns or raises")
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    data: Data,
+    terminal: Terminal,
+    stop: Stop,
+    *,
+    fork: Path | None,
+) -> Trained:
     run, state = open_run(folder, config, say=terminal.say, fork=fork)
-    with written_whole(run.folder / "environment.json") as file:
-        file.write((json.dumps(environment(config, data), indent=1) + "\n").encode())
-    terminal.say(
-        f"{len(data.train)} problems to learn from, {len(data.evaluate)} to be judged by"
-        + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
-    )
-    with (
-        closing(run),
-        closing(open_engine(config)) as engine,
-        open_verifiers(config, engine) as verifiers,
-        _stop_requests() as stop,
-    ):
-        if state.step:
-            engine.load(run.path("checkpoints", state.step))
+    with closing(run):
+        with written_whole(run.folder / "environment.json") as file:
+            file.write((json.dumps(environment(config, data), indent=1) + "\n").encode())
+        terminal.say(
+            f"{len(data.train)} problems to learn from, {len(data.evaluate)} to be judged by"
+            + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
+        )
         recipe = config.model_dump(mode="json")
-        sinks = open_sinks(config.log.sinks, run.folder, config.log.project, state.step, recipe)
-        loop = Loop(run, config, data, engine, verifiers, terminal, sinks, stop)
-        try:
-            state = loop.until_done(state)
-        finally:
-            for sink in sinks:
-                sink.close()
+        with (
+            closing(open_engine(config, terminal.say)) as engine,
+            open_verifiers(config, engine) as verifiers,
+            # What samples beside the loop keeps its own counts.
+            open_verifiers(config, engine) if engine.samples_apart else verifiers as of_rollouts,
+        ):
+            if state.step:
+                engine.load(run.path("checkpoints", state.step))
+            sinks = open_sinks(config.log.sinks, run.folder, config.log.project, state.step, recipe)
+            rollouts = Rollouts(
+                run,
+                config,
+                engine,
+                of_rollouts,
+                ProblemStream(data.train, config.train.seed),
+                data.render,
+                terminal,
+                lambda: bool(stop.signal),
+                state,
+            )
+            loop = Loop(run, config, data, engine, verifiers, rollouts, terminal, sinks, stop)
+            try:
+                state = loop.until_done(state)
+            finally:
+                rollouts.close()
+                for sink in sinks:
+                    sink.close()
     stopped_by = stop.signal if state.step < config.train.steps else 0
     return Trained(folder=run.folder, state=state, stopped_by=stopped_by)
 
@@ -136,13 +177,13 @@ class Loop:
     data: Data
     engine: Engine
     verifiers: Verifiers
+    rollouts: Rollouts
     terminal: Terminal
     sinks: Sequence[Sink]
     stop: Stop
 
     def until_done(self, state: State) -> State:
         config, saved = self.config, state.step
-        stream = ProblemStream(self.data.train, config.train.seed)
         if state.step == 0 and self.data.evaluate:
             try:
                 state = self._evaluate(state, {})
@@ -150,7 +191,7 @@ class Loop:
                 return state
         while state.step < config.train.steps and not self.stop.signal:
             try:
-                state = self._step(state, stream)
+                state = self._step(state)
             except Interrupted:
                 break
             due = state.step % config.checkpoint.every == 0 or state.step == config.train.steps
@@ -174,14 +215,15 @@ class Loop:
                 seed=self.config.train.seed,
             )
             write_arrays(folder / parity.PARITY, responses)
+            self.rollouts.keep_ahead(state, folder)
 
         self.run.checkpoint(state, save)
 
-    def _step(self, before: State, stream: ProblemStream) -> State:
+    def _step(self, before: State) -> State:
         config, step, clock = self.config, before.step + 1, Clock()
         with clock.time("step"):
             with clock.time("rollout"):
-                sampled = self._groups(step, before.position, stream)
+                sampled = self.rollouts.next(step)
             groups, penalised = shape_rewards(sampled.groups, config.rollout)
             check_errors(verdicts_of(groups), config.verify.max_error_share)
             teach, counts = select_step(groups, config.rollout)
@@ -191,7 +233,7 @@ class Loop:
             if teach:
                 tallies, advantages = self._learn(step, before, groups, teach, lr, clock)
             with clock.time("publish"):
-                self.engine.publish()
+                self.rollouts.published(self.engine.publish())
             write_rollouts(self.run.path("rollouts", step, ".jsonl"), groups, advantages)
         state = replace(before, step=step, position=sampled.position)
         metrics = {
@@ -201,6 +243,7 @@ class Loop:
             "seconds/update": 0.0,
             **summarise(tallies),
             **step_metrics(groups),
+            "staleness": staleness(groups, step),
             **counts,
             **penalised,
             "updates": int(tallies.get("updates/skipped", (0, 0))[1]),
@@ -211,6 +254,7 @@ class Loop:
             "entropy_coefficient": before.entropy_coefficient,
             **{f"seconds/{part}": seconds for part, seconds in clock.seconds.items()},
             **sampled.ledger,
+            "seconds/idle_sampler": self.rollouts.idle_seconds(),
             "memory/peak_gb": peak_gb(),
         }
         if config.entropy.target is not None:
@@ -229,36 +273,6 @@ class Loop:
         else:
             self._log(step, metrics)
         return state
-
-    def _groups(self, step: int, position: int, stream: ProblemStream) -> StepGroups:
-        """A step's judged groups: from before a kill if they are on disk, else sampled now."""
-        kept = self.run.kept_groups(step)
-        if kept is not None:
-            self.terminal.say(f"step {step}: judged groups are on disk, not sampled again")
-            return kept
-        rollout = self.config.rollout
-        self.verifiers.ledger()  # what evaluation left in it is not this step's
-        with self.terminal.bar(f"step {step}", rollout.problems * rollout.samples) as advance:
-
-            def progress(done: int, tokens: int) -> None:
-                if self.stop.signal:
-                    raise Interrupted
-                advance(done, tokens)
-
-            groups, position = sample_step(
-                self.engine,
-                self.verifiers,
-                stream,
-                self.data.render,
-                rollout,
-                seed=self.config.train.seed,
-                step=step,
-                position=position,
-                progress=progress,
-            )
-        sampled = StepGroups(groups=groups, position=position, ledger=self.verifiers.ledger())
-        self.run.keep_groups(step, sampled)
-        return sampled
 
     def _learn(
         self,
@@ -287,6 +301,7 @@ class Loop:
         batch = to_batch(teach, advantages, mask_truncated=config.rollout.overlong.mask)
         with clock.time("score"):
             batch = self._score(batch)
+        own |= sampler_kl(batch)
         with clock.time("update"):
             tallies = [
                 self.engine.update(part, lr=lr, entropy_coefficient=state.entropy_coefficient)
@@ -472,6 +487,12 @@ def peak_gb() -> float:
 def _json_number(value: Any) -> Any:
     """JSON knows neither NaN nor infinity; a metric that is no number is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def staleness(groups: Sequence[Group], step: int) -> float | None:
+    """Mean number of steps by which completions are older than the weights that learn from them."""
+    versions = [r.completion.policy_version for group in groups for r in group.rollouts]
+    return _mean([step - 1 - version for version in versions])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import archer.pipeline
 import archer.train
 from archer.cli import main
 from archer.evaluate import evaluate_data

@@ -12,8 +12,7 @@ import pytest
 from archer.algo.select import is_uniform, shape_overlong
 from archer.config import Config, config_from
 from archer.data.stream import ProblemStream
-from archer.engine.base import Request, Sample, Sampling
-from archer.engine.local import LocalEngine
+from archer.engine.base import Engine, Request, Sample, Sampling
 from archer.rollout import (
     Named,
     TooManyErrors,
@@ -50,18 +49,18 @@ def data(config: Config) -> Data:
 
 
 @pytest.fixture(scope="module")
-def engine(config: Config) -> LocalEngine:
+def engine(config: Config) -> Engine:
     return open_engine(config)
 
 
 @pytest.fixture(scope="module")
-def verifiers(config: Config, engine: LocalEngine) -> Iterator[Verifiers]:
+def verifiers(config: Config, engine: Engine) -> Iterator[Verifiers]:
     with open_verifiers(config, engine) as opened:
         yield opened
 
 
 def drawn(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers, **rollout: Any
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers, **rollout: Any
 ) -> tuple[list[Group], int]:
     return sample_step(
         engine,
@@ -92,7 +91,7 @@ def test_a_chat_is_rendered_once_too(data: Data) -> None:
 
 
 def test_problems_are_drawn_strictly_in_stream_order(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     groups, position = drawn(config, data, engine, verifiers)
     expected = ProblemStream(data.train, 0).take(7, 4)
@@ -102,7 +101,7 @@ def test_problems_are_drawn_strictly_in_stream_order(
 
 
 def test_mistake_17_refill_draws_on_until_enough_groups_teach(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     once, _ = drawn(config, data, engine, verifiers, filter="drop")
     assert 0 < sum(map(is_uniform, once)) < 4, "this seed has some uniform groups to replace"
@@ -119,14 +118,14 @@ def test_mistake_17_refill_draws_on_until_enough_groups_teach(
 
 
 def test_refill_stops_after_its_rounds_with_what_it_has(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     groups, _ = drawn(config, data, engine, verifiers, filter="refill", max_rounds=1)
     assert len(groups) == 4
 
 
 def test_keep_lets_uniform_groups_count(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     groups, _ = drawn(config, data, engine, verifiers)
     kept, counts = select_step(groups, config.rollout.model_copy(update={"filter": "keep"}))
@@ -142,7 +141,7 @@ def test_mistake_20_a_grader_that_fails_too_often_stops_the_run_with_the_reason(
 
 
 def test_greedy_answers_have_one_reward_a_group(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     groups, _ = drawn(config, data, engine, verifiers)
     rewards = greedy_rewards(engine, verifiers, groups, data.render, config.rollout)
@@ -150,7 +149,7 @@ def test_greedy_answers_have_one_reward_a_group(
 
 
 def test_two_places_of_the_stream_with_one_problem_are_sampled_apart(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     few = replace(data, train=data.train[:2])
     groups, _ = sample_step(
@@ -170,7 +169,7 @@ def test_two_places_of_the_stream_with_one_problem_are_sampled_apart(
 
 
 def test_a_problem_that_stands_in_a_step_twice_keeps_two_sets_of_advantages(
-    config: Config, data: Data, engine: LocalEngine, verifiers: Verifiers
+    config: Config, data: Data, engine: Engine, verifiers: Verifiers
 ) -> None:
     groups, _ = drawn(config, data, engine, verifiers)
     same = [replace(group, problem=groups[0].problem) for group in groups]

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import archer.pipeline
 import archer.run
-import archer.train
 from archer.cli import main
 from archer.engine.learner import Learner
 from archer.rollout import sample_step
@@ -34,6 +34,6 @@ if __name__ == "__main__":
     os.rename = announced("rename", os.rename)
     os.replace = announced("replace", os.replace)
     archer.run.shutil.rmtree = announced("remove", archer.run.shutil.rmtree)  # type: ignore[attr-defined]
-    archer.train.sample_step = announced("sample", sample_step)  # type: ignore[attr-defined]
+    archer.pipeline.sample_step = announced("sample", sample_step)  # type: ignore[attr-defined]
     Learner.update = announced("update", Learner.update)  # type: ignore[method-assign]
     sys.exit(main(sys.argv[1:]))

@@ -292,6 +292,17 @@ def _tallies(
     return _as_numbers(pairs)
 
 
+def sampler_kl(batch: TokenBatch) -> Tallies:
+    """k3 of KL(sampler || old policy): how unlike the learner the sampler was, by older weights or
+    by other arithmetic. On the sampler's own tokens, over those that count; nothing where the
+    sampler's log-probs stand for the old policy's.
+    """
+    if torch.equal(batch.old_logp, batch.sampler_logp):
+        return {}
+    kl, _ = kl_k3(batch.sampler_logp, batch.sampler_logp, batch.old_logp)
+    return _as_numbers({"kl/sampler": _mean(kl, _counted_tokens(batch))})
+
+
 def _dual_clipped(
     objective: Objective, ratio: Tensor, weight: Tensor, advantages: Tensor
 ) -> Bool[Tensor, "T"]:

@@ -66,9 +66,22 @@ class Generates(Protocol):
         ...
 
 
+class EngineLost(RuntimeError):
+    """A part of the engine is gone that nothing can stand in for: back to the last checkpoint."""
+
+
 @runtime_checkable
 class Engine(Generates, Protocol):
     """What the loop needs of whatever holds the tensors."""
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether it can sample while it learns."""
+        ...
+
+    def at(self, version: int) -> Generates:
+        """What samples with the weights of a version: the newest, or `rollout.ahead` before it."""
+        ...
 
     def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
         """Fills `old_logp` and `old_entropy`, and `ref_logp`, from the present weights."""

@@ -4,6 +4,11 @@ One class for every engine. It knows nothing of problems, rewards or files. What
 is how many sequences share a forward pass; the gradient is the same, because every token carries
 its share of the mini-batch's mean before micro-batches are cut.
 
+The model may be whole, or sharded over ranks (`archer.engine.cluster.fsdp`) that each hold a
+learner and some of the sequences. Then every forward pass is a common one, so all ranks make the
+same number of them, and what is decided of a step is decided of all ranks' sums: `everyone` is the
+one thing that a learner asks of the others.
+
 The model is computed in its own dtype. Where that is bfloat16, float32 masters are kept beside it,
 gradients are added up in float32, and the optimizer moves the masters.
 """
@@ -11,7 +16,7 @@ gradients are added up in float32, and the optimizer moves the masters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +28,14 @@ from archer.algo.batch import TokenBatch, microbatches, take
 from archer.algo.objective import Objective, Tallies, add_tallies, token_gradients
 from archer.model.logprobs import FusedHead
 from archer.model.packing import pack
+
+Everyone = Callable[[Any], list[Any]]
+"""Gives what every rank says here, in the order of the ranks; all of them call it together."""
+
+
+def alone(own: Any) -> list[Any]:
+    """`Everyone` where the model is whole."""
+    return [own]
 
 
 class NonFiniteGradients(RuntimeError):
@@ -44,6 +57,7 @@ class Learner:
         max_grad_norm: float = 1.0,
         max_skipped: int = 3,
         checkpoint_activations: bool = False,
+        everyone: Everyone = alone,
     ) -> None:
         assert isinstance(model.lm_head, FusedHead), "the learner needs the fused head"
         self.model = model
@@ -52,6 +66,7 @@ class Learner:
         self.microbatch_tokens = microbatch_tokens
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
+        self.everyone = everyone
         self.skipped_in_a_row = 0
         if checkpoint_activations:
             _checkpoint_activations(model)
@@ -67,14 +82,18 @@ class Learner:
         return log_probs(self.model, batch, self.temperature)
 
     @torch.no_grad()
-    def score(self, batch: TokenBatch) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+    def score(self, batch: TokenBatch | None) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
         """The same as plain values, micro-batch by micro-batch, in the batch's own order."""
-        return score(self.model, batch, self.temperature, self.microbatch_tokens)
+        return score(
+            self.model, batch, self.temperature, self.microbatch_tokens, everyone=self.everyone
+        )
 
     def update(
-        self, minibatch: TokenBatch, *, lr: float, entropy_coefficient: float | None = None
+        self, minibatch: TokenBatch | None, *, lr: float, entropy_coefficient: float | None = None
     ) -> Tallies:
         """One optimizer step. Returns tallies of the objective, the gradient norm and skips.
+
+        On ranks: this one's part of the mini-batch, None where it has none; the tallies are of all.
 
         Where no sequence has a gradient (all groups uniform), there is no step and none is counted.
 
@@ -84,35 +103,53 @@ class Learner:
         objective = self.objective
         if entropy_coefficient is not None:
             objective = replace(objective, entropy_coefficient=entropy_coefficient)
-        parts, trained = [], 0
-        needed = torch.nonzero(_needs_gradient(minibatch, objective)).flatten()
-        for rows in microbatches(minibatch, max_tokens=self.microbatch_tokens, rows=needed):
-            part = take(minibatch, rows)
-            parts.append(self._backward(part, objective))
-            trained += len(part.tokens)
+        parts = self._parts(minibatch, objective)
+        passes = max(self.everyone(len(parts)))
+        own = [self._backward(part, objective) for part in parts]
+        for _ in range(passes - len(parts)):
+            self._backward_nothing()
+        trained = float(sum(len(part.tokens) for part in parts))
+        tallies = add_tallies(
+            each
+            for rank in self.everyone([*own, {"tokens/trained": (trained, 1.0)}])
+            for each in rank
+        )
         norm = self._gradient_norm()
         # A clipped ratio that is not a number has a gradient of 0: only the loss tells.
-        finite = bool(torch.isfinite(norm)) and math.isfinite(sum(p["loss"][0] for p in parts))
-        if finite and parts:
+        loss, _ = tallies.get("loss", (0.0, 0.0))
+        finite = bool(torch.isfinite(norm)) and math.isfinite(loss)
+        if finite and passes:
             self._step(lr, norm)
         self.optimizer.zero_grad(set_to_none=True)
-        if parts:
+        if passes:
             self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= self.max_skipped:
             raise NonFiniteGradients(
                 f"the gradient was not finite {self.skipped_in_a_row} times in a row: lower "
                 "update.learning_rate, or look at the last rollouts of the run"
             )
-        own: Tallies = {
-            "grad_norm": (float(norm), 1.0) if finite and parts else (0.0, 0.0),
-            "updates/skipped": (float(not finite), float(bool(parts))),
-            "tokens/trained": (float(trained), 1.0),
+        return {
+            **tallies,
+            "tokens/trained": (tallies["tokens/trained"][0], 1.0),
+            "grad_norm": (float(norm), 1.0) if finite and passes else (0.0, 0.0),
+            "updates/skipped": (float(not finite), float(bool(passes))),
         }
-        return add_tallies([*parts, own])
+
+    def _parts(self, minibatch: TokenBatch | None, objective: Objective) -> list[TokenBatch]:
+        """The micro-batches: what of the mini-batch has a gradient."""
+        if minibatch is None:
+            return []
+        needed = torch.nonzero(needs_gradient(minibatch, objective)).flatten()
+        cut = microbatches(minibatch, max_tokens=self.microbatch_tokens, rows=needed)
+        return [take(minibatch, rows) for rows in cut]
+
+    def _backward_nothing(self) -> None:
+        """A pass whose gradient is zero: its collectives are those of the ranks that have more."""
+        logp, _ = log_probs(self.model, nothing(_device(self.model)), self.temperature)
+        torch.autograd.backward([logp], [torch.zeros_like(logp)])
 
     def _backward(self, part: TokenBatch, objective: Objective) -> Tallies:
-        device = next(iter(self.weights.values())).device
-        part = part.to(device)
+        part = part.to(_device(self.model))
         logp, entropy = self.log_probs(part)
         found = token_gradients(objective, logp.detach(), entropy.detach(), part)
         if found.d_entropy is None:
@@ -129,7 +166,9 @@ class Learner:
 
     def _gradient_norm(self) -> Tensor:
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
-        return nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        whole = getattr(norm, "full_tensor", None)  # of a sharded model: each rank has its part
+        return norm if whole is None else whole()
 
     def _step(self, lr: float, norm: Tensor) -> None:
         nn.utils.clip_grads_with_norm_(self.masters.values(), self.max_grad_norm, norm)
@@ -170,6 +209,7 @@ class Learner:
             if master is not self.weights[name]:
                 self.weights[name].copy_(master)
             own = {k: moments[f"{name}.{k}"] for k in _MOMENTS if f"{name}.{k}" in moments}
+            self.optimizer.state.pop(master, None)  # before its first step a weight has no moments
             if own:
                 self.optimizer.state[master] = {
                     key: value.clone() if key == "step" else value.to(master.device, copy=True)
@@ -204,12 +244,25 @@ def log_probs(
 
 @torch.no_grad()
 def score(
-    model: Any, batch: TokenBatch, temperature: float, microbatch_tokens: int
+    model: Any,
+    batch: TokenBatch | None,
+    temperature: float,
+    microbatch_tokens: int,
+    *,
+    everyone: Everyone = alone,
 ) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
-    """Log-prob and entropy of every token as plain values on the CPU, in the batch's order."""
-    device = next(model.parameters()).device
+    """Log-prob and entropy of every token as plain values on the CPU, in the batch's order.
+
+    On ranks: this one's part of the batch, None where it has none.
+    """
+    device = _device(model)
+    cut = [] if batch is None else microbatches(batch, max_tokens=microbatch_tokens)
+    for _ in range(max(everyone(len(cut))) - len(cut)):
+        log_probs(model, nothing(device), temperature)
+    if batch is None:
+        return torch.zeros(0), torch.zeros(0)
     per_sequence: dict[int, tuple[Tensor, Tensor]] = {}
-    for rows in microbatches(batch, max_tokens=microbatch_tokens):
+    for rows in cut:
         part = take(batch, rows)
         values = [v.cpu() for v in log_probs(model, part.to(device), temperature)]
         split = (value.split(part.lengths.tolist()) for value in values)
@@ -224,7 +277,32 @@ def _checkpoint_activations(model: Any) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def _needs_gradient(batch: TokenBatch, objective: Objective) -> Bool[Tensor, "B"]:
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+def nothing(device: torch.device) -> TokenBatch:
+    """One prompt of one token, answered by one that counts in nothing."""
+    token, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    zero = torch.zeros(1)
+    batch = TokenBatch(
+        prompt_tokens=token,
+        prompt_lengths=one,
+        prompt_index=token,
+        tokens=token,
+        lengths=one,
+        counted=torch.zeros(1, dtype=torch.bool),
+        advantages=zero,
+        weights=zero,
+        sampler_logp=zero,
+        old_logp=zero,
+        old_entropy=zero,
+    )
+    return batch.to(device)
+
+
+def needs_gradient(batch: TokenBatch, objective: Objective) -> Bool[Tensor, "B"]:
     """Sequences whose gradient is not known to be zero: skipping the others changes nothing."""
     if objective.uses_reference or objective.entropy_coefficient:
         return batch.counted

@@ -25,12 +25,15 @@ from archer.engine.learner import Learner, score
 from archer.engine.sampler import Sampler
 from archer.model.adapt import adapt
 from archer.model.load import stop_token_ids
+from archer.model.sharded import METADATA, read_distributed
 
 WEIGHTS, MOMENTS, COUNTERS = "weights.safetensors", "optimizer.safetensors", "engine.json"
 
 
 class LocalEngine:
     """The verbs of `archer.engine.base.Engine`, in this process, on one device."""
+
+    samples_apart = False
 
     def __init__(self, model: Any, tokenizer: Any, config: Config, objective: Objective) -> None:
         adapt(model)
@@ -59,6 +62,10 @@ class LocalEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
         return self.sampler.generate(requests, sampling, policy_version=self.policy_version)
+
+    def at(self, version: int) -> LocalEngine:
+        assert version == self.policy_version, "there is one set of weights, the present one"
+        return self
 
     def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
         if old:
@@ -89,11 +96,25 @@ class LocalEngine:
 
     def load(self, folder: Path) -> None:
         state = json.loads((folder / COUNTERS).read_text())
-        self.learner.load_state(load_file(folder / WEIGHTS), load_file(folder / MOMENTS), state)
+        self.learner.load_state(stored_weights(folder), stored_moments(folder), state)
         self.policy_version = state["policy_version"]
 
     def close(self) -> None:
         """Nothing outlives the process that holds this engine."""
+
+
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """Whole weights of a checkpoint, whichever engine wrote it."""
+    if (folder / METADATA).is_file():
+        return read_distributed(folder, "model.")
+    return load_file(folder / WEIGHTS)
+
+
+def stored_moments(folder: Path) -> dict[str, Tensor]:
+    """The optimizer's whole moments, likewise."""
+    if (folder / METADATA).is_file():
+        return read_distributed(folder, "optimizer.")
+    return load_file(folder / MOMENTS)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -296,12 +296,12 @@ def _no_word_of_process_groups() -> Iterator[None]:
 
 
 def _read_distributed(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    stored = {
-        name: entry
-        for name, entry in _metadata(folder).state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    prefix = _prefix(stored, shapes)
+    return read_distributed(folder, _prefix(_stored(folder), shapes))
+
+
+def read_distributed(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The whole tensors whose names begin with `prefix`, without it; see `read_sharded`."""
+    stored = _stored(folder)
     names = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
     tensors = {
         full: torch.empty(stored[full].size, dtype=stored[full].properties.dtype)
@@ -318,6 +318,14 @@ def _read_distributed(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[st
                 "ranks wrote, on every machine, into this folder"
             ) from error
     return {name: tensors[full] for name, full in names.items()}
+
+
+def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
+    return {
+        name: entry
+        for name, entry in _metadata(folder).state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
 
 
 def _prefix(stored: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> str:

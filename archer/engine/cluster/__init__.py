@@ -1,0 +1,20 @@
+"""The verbs of `archer.engine.base.Engine` on a Ray cluster: the only folder that imports Ray.
+
+    engine    the verbs, seen from the process that runs the loop
+    session   a Ray cluster to run on, and processes placed on it
+    pulse     who is still alive
+    rank      a process that holds a shard of the learner
+    replica   a model that samples, in a process of its own or beside a shard of the learner
+    fsdp      a model sharded over ranks: its whole tensors, and its checkpoints
+    balance   which rank takes which sequences
+
+Nothing here knows the loop, and the loop knows nothing of this: one `Learner`, one `Sampler`, one
+recipe, wherever they run.
+"""
+
+import os
+
+# Read by Ray when it is imported. Whoever reaches a cluster's ports may run code on it, so it asks
+# for a token (Ray's own, in ~/.ray/auth_token); and nothing is reported to Ray's makers.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

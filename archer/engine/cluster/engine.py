@@ -1,0 +1,351 @@
+"""The verbs, seen from the process that runs the loop: it holds no weights, only names of those
+who do.
+
+Learners hold one model together. When one of them is lost the others cannot go on, so all of them
+are ended and `EngineLost` says why; the loop starts them again from its last checkpoint. A sampler
+holds nothing that is not published: when one is lost its requests go to another, and a new one is
+started in its place.
+
+How work is cut does not depend on who is alive: the requests of one call are dealt to as many
+units as the recipe has places that sample, and a unit is sampled as a whole, by whoever takes it.
+So the same call gives the same tokens to the last bit, whatever was lost on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from archer.algo.batch import TokenBatch, take
+from archer.algo.objective import Tallies
+from archer.config import Config
+from archer.engine.base import EngineLost, Generates, Request, Sample, Sampling
+from archer.engine.choices import choose_objective
+from archer.engine.cluster.balance import balanced
+from archer.engine.cluster.pulse import Pulse
+from archer.engine.cluster.rank import LearnerRank
+from archer.engine.cluster.replica import Published, Replica
+from archer.engine.cluster.session import Session, open_session
+from archer.engine.learner import needs_gradient
+from archer.engine.local import COUNTERS
+from archer.model.load import load_config
+from archer.model.shapes import shape_of
+
+POLL_SECONDS = 0.5
+"""Between two looks at who is alive, while something is waited for."""
+
+
+class ClusterEngine:
+    """The verbs of `archer.engine.base.Engine`, in many processes."""
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        self.objective = choose_objective(config)
+        name, revision = config.model.name, config.model.revision
+        self.shape = shape_of(load_config(name, revision=revision))
+        self.pulse = Pulse(config.cluster.silent_seconds)
+        self.session: Session = open_session(config)
+        self.learners: dict[str, Any] = {}
+        self.samplers: dict[str, Any] = {}
+        self.published: dict[int, Published] = {}
+        self.policy_version = 0
+        self.watching = threading.Lock()
+        try:
+            for number in range(config.cluster.samplers):
+                self._start_sampler(number)
+            self._start_learners()
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------------ sampling
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        """With the newest weights."""
+        yield from self.at(self.policy_version).generate(requests, sampling)
+
+    def at(self, version: int) -> Generates:
+        """Samples with the weights of a version that is not yet forgotten."""
+        return _At(self, version)
+
+    @property
+    def samples_apart(self) -> bool:
+        return bool(self.config.cluster.samplers)
+
+    def generate_at(
+        self, version: int, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[Sample]:
+        """Deals the requests to units, and yields what any of them has finished."""
+        places = self.samplers or self.learners
+        published = self.published[version]
+        units = [
+            _Unit(entries, name)
+            for entries, name in zip(dealt(requests, len(places)), places, strict=False)
+        ]
+        for unit in units:
+            self._submit(unit, requests, sampling, published)
+        try:
+            while running := [unit for unit in units if not unit.done]:
+                if self.samplers:
+                    self._replace_lost(running, requests, sampling, published)
+                else:
+                    self._check(self.learners)
+                streams = [unit.stream for unit in running if unit.stream is not None]
+                ready = ray.wait(streams, timeout=POLL_SECONDS)[0] if streams else []
+                for unit in running:
+                    if unit.stream in ready:
+                        yield from self._take(unit)
+        finally:
+            for unit in units:
+                if unit.stream is not None and not unit.done:
+                    ray.cancel(unit.stream)
+
+    def _submit(
+        self, unit: _Unit, requests: Sequence[Request], sampling: Sampling, published: Published
+    ) -> None:
+        own = [
+            replace(requests[i], names=tuple(requests[i].names[j] for j in numbers))
+            for i, numbers in unit.entries
+        ]
+        unit.process = (self.samplers or self.learners)[unit.place]
+        unit.stream = unit.process.generate.options(num_returns="streaming").remote(
+            own, sampling, published
+        )
+
+    def _take(self, unit: _Unit) -> Iterator[Sample]:
+        """What has come of a unit; what came before its sampler was lost is the same, and known."""
+        try:
+            sample = ray.get(next(unit.stream))
+        except StopIteration:
+            unit.done = True
+            return
+        except RayTaskError as error:
+            self._check({} if self.samplers else self.learners)
+            raise error.cause from error
+        except RayError:
+            unit.stream = None  # what sampled is gone
+            return
+        entry, numbers = unit.entries[sample.request]
+        place = entry, numbers[sample.number]
+        if place not in unit.known:
+            unit.known.add(place)
+            yield Sample(*place, sample.completion)
+
+    def _replace_lost(
+        self,
+        units: Sequence[_Unit],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        published: Published,
+    ) -> None:
+        with self.watching:
+            lost = self.pulse.lost(self.samplers)
+            for name, fault in lost.items():
+                self.say(f"{name} {fault}: its requests go to another, and a new one is started")
+                ray.kill(self.samplers[name])
+                self.pulse.forget(self.samplers[name])
+                self._start_sampler(int(name.split()[1]))
+        # Another call may have replaced a sampler that this one's requests went to.
+        stranded = [
+            unit
+            for unit in units
+            if unit.stream is None or unit.process is not self.samplers[unit.place]
+        ]
+        for number, unit in enumerate(stranded):
+            others = [n for n in self.samplers if n not in lost and n != unit.place]
+            unit.place = others[number % len(others)] if others else unit.place
+            self._submit(unit, requests, sampling, published)
+
+    def _start_sampler(self, number: int) -> None:
+        place = self.config.cluster.learners + number
+        self.samplers[f"sampler {number}"] = self.session.start(Replica, place, self.config)
+
+    # ------------------------------------------------------------------ learning
+
+    def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
+        if old:
+            logp, entropy = self._score(batch, reference=False)
+            batch = replace(batch, old_logp=logp, old_entropy=entropy)
+        if reference:
+            logp, _ = self._score(batch, reference=True)
+            batch = replace(batch, ref_logp=logp)
+        return batch
+
+    def _score(self, batch: TokenBatch, *, reference: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        shares = balanced(batch, range(len(batch.lengths)), len(self.learners), self.shape)
+        found = self._parted("log-probs", "score", batch, shares, reference=reference)
+        of_rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for rows, values in zip(shares, found, strict=True):
+            lengths = batch.lengths[rows].tolist()
+            split = (value.split(lengths) for value in values)
+            of_rows.update(zip(rows, zip(*split, strict=True), strict=True) if rows else ())
+        ordered = [of_rows[row] for row in range(len(batch.lengths))]
+        return torch.cat([logp for logp, _ in ordered]), torch.cat([h for _, h in ordered])
+
+    def update(
+        self, minibatch: TokenBatch, *, lr: float, entropy_coefficient: float | None = None
+    ) -> Tallies:
+        objective = self.objective
+        if entropy_coefficient is not None:
+            objective = replace(objective, entropy_coefficient=entropy_coefficient)
+        needed = torch.nonzero(needs_gradient(minibatch, objective)).flatten().tolist()
+        shares = balanced(minibatch, needed, len(self.learners), self.shape)
+        knobs = {"lr": lr, "entropy_coefficient": entropy_coefficient}
+        found = self._parted("an optimizer step", "update", minibatch, shares, **knobs)
+        tallies: Tallies = found[0]
+        return tallies
+
+    def publish(self) -> int:
+        self._publish(self.policy_version + 1)
+        return self.policy_version
+
+    def _publish(self, version: int) -> None:
+        self.published[version] = self._all("new weights", "publish", version)[0]
+        self.policy_version = version
+        oldest = version - self.config.rollout.ahead
+        self.published = {v: p for v, p in self.published.items() if v >= oldest}
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self, folder: Path) -> None:
+        counters = self._all("a checkpoint", "save", str(folder.resolve()))[0]
+        state = {**counters, "policy_version": self.policy_version}
+        (folder / COUNTERS).write_text(json.dumps(state) + "\n")
+
+    def load(self, folder: Path) -> None:
+        state = json.loads((folder / COUNTERS).read_text())
+        self._all("a checkpoint", "load", str(folder.resolve()), state)
+        self.published = {}
+        self._publish(state["policy_version"])
+
+    # ------------------------------------------------------------------ processes
+
+    def _start_learners(self) -> None:
+        world = self.config.cluster.learners
+        for rank in range(world):
+            self.learners[f"learner {rank}"] = self.session.start(
+                LearnerRank, rank, self.config, rank=rank, world=world
+            )
+        meet = self._await([self.learners["learner 0"].address.remote()], "learner 0 to start")[0]
+        self._all("the learners to load the model", "join", *meet)
+        self._publish(0)
+
+    def _all(self, what: str, method: str, *arguments: Any) -> list[Any]:
+        """Calls a method of every learner, and waits for all."""
+        calls = [getattr(process, method).remote(*arguments) for process in self.learners.values()]
+        return self._await(calls, what)
+
+    def _parted(
+        self,
+        what: str,
+        method: str,
+        batch: TokenBatch,
+        shares: Sequence[Sequence[int]],
+        **knobs: Any,
+    ) -> list[Any]:
+        """Calls a method of every learner with its rows of a batch, None for no rows."""
+        parts = [take(batch, rows) if rows else None for rows in shares]
+        calls = [
+            getattr(process, method).remote(part, **knobs)
+            for process, part in zip(self.learners.values(), parts, strict=True)
+        ]
+        return self._await(calls, what)
+
+    def _await(self, refs: Sequence[Any], what: str) -> list[Any]:
+        """The results, in order. Raises EngineLost when a learner is lost or nothing comes."""
+        deadline = time.monotonic() + self.config.cluster.wait_seconds
+        waiting = list(refs)
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+            try:
+                ray.get(ready)
+            except RayTaskError as error:
+                # One that lost its peer says so in its own words: who is lost is what matters.
+                self._check(self.learners, patience=5.0)
+                raise error.cause from error
+            except RayActorError:
+                self._check(self.learners, patience=5.0)
+                raise
+            self._check(self.learners)
+            if waiting and time.monotonic() > deadline:
+                late = [
+                    name for name, ref in zip(self.learners, refs, strict=False) if ref in waiting
+                ]
+                raise EngineLost(
+                    f"waited {self.config.cluster.wait_seconds:g} s (cluster.wait_seconds) for "
+                    f"{what}: {', '.join(late)} did not finish"
+                )
+        return list(ray.get(list(refs)))
+
+    def _check(self, processes: Mapping[str, Any], patience: float = 0.0) -> None:
+        """Raises EngineLost when one of the learners is dead or silent."""
+        until = time.monotonic() + patience
+        while not (lost := self._lost(processes)) and time.monotonic() < until:
+            time.sleep(0.1)
+        if lost:
+            raise EngineLost("; ".join(f"{name} {fault}" for name, fault in lost.items()))
+
+    def _lost(self, processes: Mapping[str, Any]) -> dict[str, str]:
+        with self.watching:
+            return self.pulse.lost(processes)
+
+    def close(self) -> None:
+        for process in [*self.learners.values(), *self.samplers.values()]:
+            ray.kill(process)
+        self.session.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _At:
+    """What samples with one version of the weights."""
+
+    engine: ClusterEngine
+    version: int
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        return self.engine.generate_at(self.version, requests, sampling)
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    """Completions that are sampled in one piece: (request, its names) each, by number."""
+
+    entries: list[tuple[int, list[int]]]
+    place: str
+    process: Any = None
+    stream: Any = None
+    done: bool = False
+    known: set[tuple[int, int]] = field(default_factory=set)
+
+
+def dealt(requests: Sequence[Request], units: int) -> list[list[tuple[int, list[int]]]]:
+    """Cuts requests into at most so many units of about equal numbers of completions.
+
+    All completions of a request share its prompt, so requests are cut only where there are fewer of
+    them than units. Example, two requests of three completions for three units:
+        [[(0, [0, 1])], [(0, [2]), (1, [2])], [(1, [0, 1])]]
+    """
+    blocks = [(i, list(range(len(request.names)))) for i, request in enumerate(requests)]
+    if len(requests) < units:
+        cuts = -(-units // max(1, len(requests)))
+        blocks = [
+            (i, numbers[k : k + -(-len(numbers) // cuts)])
+            for i, numbers in blocks
+            for k in range(0, len(numbers), -(-len(numbers) // cuts))
+        ]
+    shares: list[list[tuple[int, list[int]]]] = [[] for _ in range(units)]
+    sizes = [0] * units
+    for block in blocks:
+        unit = min(range(units), key=sizes.__getitem__)
+        shares[unit].append(block)
+        sizes[unit] += len(block[1])
+    return [sorted(share) for share in shares if share]

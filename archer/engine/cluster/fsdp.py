@@ -1,0 +1,116 @@
+"""A model sharded over ranks with FSDP2: how it is cut, gathered, saved and loaded.
+
+Each layer is a group of its own, gathered when it is needed; embedding, last norm and head form the
+root's. A head that is tied to the embedding is one parameter in one group, and the fused head works
+inside the root's forward, so both find it whole. The root stays gathered from the forward to the
+backward pass, which follows at once.
+
+Gradients are sums: every token carries its share of the mini-batch's mean (`archer.algo.batch`), so
+nothing is left to divide by, and FSDP's own division by the number of ranks is turned off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as read
+from torch.distributed.checkpoint.state_dict_saver import save as write
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from archer.engine.learner import Learner
+from archer.engine.local import MOMENTS, WEIGHTS
+from archer.model.sharded import METADATA
+
+
+def shard(model: Any, mesh: DeviceMesh, *, half: bool) -> None:
+    """Shards an adapted Hugging Face model in place.
+
+    half: forward and backward passes in bfloat16. The parameters stay float32, so they are their
+    own masters, and gradients are summed over ranks and micro-batches in float32.
+    """
+    policy = MixedPrecisionPolicy()
+    if half:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def whole_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value of each parameter, one at a time; all ranks go through it together."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            yield name, whole.detach().to(dtype)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def save(learner: Learner, folder: Path) -> None:
+    """Writes this rank's part of weights and moments with torch.distributed.checkpoint."""
+    weights, moments, _ = learner.state()
+    write({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+
+
+def load(learner: Learner, folder: Path, counters: Mapping[str, int]) -> None:
+    """Takes back a checkpoint of any number of ranks, or of the local engine.
+
+    ValueError when it is one of another model.
+    """
+    if (folder / METADATA).is_file():
+        weights, moments = _read_distributed(learner, folder)
+    else:
+        weights = dict(_read_whole(learner, folder / WEIGHTS))
+        moments = dict(_read_whole(learner, folder / MOMENTS, of_moments=True))
+    learner.load_state(weights, moments, counters)
+
+
+def _read_distributed(
+    learner: Learner, folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Each rank reads the rows that it holds, whoever wrote them."""
+    found: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for key, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            kind, _, name = key.partition(".")
+            like = _like(learner, name, of_moments=kind == "optimizer")
+            if like is None or like.shape != entry.size:
+                # A moment's step counter; else another model's, which `load_state` tells.
+                like = torch.empty(entry.size)
+            found[kind][name] = torch.zeros_like(like)
+    read(found, checkpoint_id=folder)
+    return found["model"], found["optimizer"]
+
+
+def _read_whole(
+    learner: Learner, path: Path, *, of_moments: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of the local engine's file, cut as the learner's own is."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dict
+            tensor, like = file.get_tensor(name), _like(learner, name, of_moments=of_moments)
+            if like is not None and like.shape == tensor.shape:
+                # Every rank reads the same file: nothing is sent.
+                tensor = distribute_tensor(
+                    tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+                )
+            yield name, tensor
+
+
+def _like(learner: Learner, name: str, *, of_moments: bool) -> Any:
+    """The weight that a stored tensor, or a moment such as `NAME.exp_avg`, belongs to."""
+    return learner.masters.get(name.rpartition(".")[0] if of_moments else name)

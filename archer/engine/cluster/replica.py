@@ -1,0 +1,115 @@
+"""A model that samples: in a process of its own, or beside a shard of the learner.
+
+Weights come with a version and a checksum. What a request is to be sampled with is said with it, so
+a replica that missed a version, or was started after it, fetches it before its next token.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from archer.config import Config
+from archer.engine.base import Request, Sample, Sampling
+from archer.engine.local import resolve_device
+from archer.engine.sampler import Sampler
+from archer.model.adapt import adapt
+from archer.model.load import load_model, load_tokenizer, stop_token_ids
+
+BUCKET_BYTES = 256 << 20
+"""Weights that travel together: large enough to be fast, small enough to be held twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The weights of one version, as whoever is to sample with them gets at them.
+
+    Example, a model of two buckets, after the third step:
+        Published(version=3, checksum=2863311530, buckets=(ref, ref))
+    """
+
+    version: int
+    checksum: int
+    """CRC-32 over the bytes of all tensors in the model's order."""
+    buckets: tuple[Any, ...] = ()
+    """Ray objects, a list of (name, array) each. None where ranks sample: they have them."""
+
+
+class Replica:
+    """A whole model in this process, with the version of its weights."""
+
+    def __init__(self, config: Config, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        name, revision = config.model.name, config.model.revision
+        device = resolve_device(config.model.device)
+        model = load_model(name, dtype=config.model.dtype, device=device, revision=revision)
+        adapt(model)
+        tokenizer = load_tokenizer(name, revision=revision)
+        self.model: Any = model.requires_grad_(False).eval()
+        self.dtype = next(model.parameters()).dtype
+        self.version = -1
+        self.sampler = Sampler(
+            self.model,
+            tokenizer,
+            stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+            cache_tokens=config.rollout.cache_tokens,
+        )
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, published: Published
+    ) -> Iterator[Sample]:
+        """Samples with the weights of that version, fetched first where they are not here."""
+        if self.version != published.version:
+            tensors = (pair for bucket in published.buckets for pair in ray.get(bucket))
+            self.take(((n, torch.from_numpy(array)) for n, array in tensors), published.version)
+            if (found := checksum(self.model.named_parameters())) != published.checksum:
+                raise RuntimeError(
+                    f"the weights of version {published.version} arrived with the checksum "
+                    f"{found:08x} instead of {published.checksum:08x}"
+                )
+        yield from self.sampler.generate(requests, sampling, policy_version=published.version)
+
+    @torch.no_grad()
+    def take(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes over all parameters; while that goes on, this replica has no version."""
+        self.version = -1
+        own = dict(self.model.named_parameters())
+        for name, tensor in tensors:
+            own.pop(name).copy_(tensor.view(self.dtype) if tensor.dtype != self.dtype else tensor)
+        assert not own, f"no weights came for {sorted(own)[0]}"
+        self.version = version
+
+    def ping(self) -> tuple[str, int]:
+        """Says where it is, whatever it works on."""
+        return here()
+
+
+def here() -> tuple[str, int]:
+    """Address of this machine, and this process's number on it."""
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address, os.getpid()
+
+
+def put(bucket: Any) -> Any:
+    """Makes an object to be fetched from any machine, as long as this process lives."""
+    return ray.put(bucket)
+
+
+def as_array(tensor: Tensor) -> Any:
+    """A tensor's numbers as numpy holds them: bfloat16, which it does not know, as 16-bit words."""
+    tensor = tensor.detach().cpu().contiguous()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def checksum(tensors: Iterable[tuple[str, Tensor]], found: int = 0) -> int:
+    """CRC-32 over the bytes of all tensors, one behind the other."""
+    for _, tensor in tensors:
+        found = zlib.crc32(as_array(tensor), found)
+    return found

@@ -1,0 +1,116 @@
+# mypy: disable-error-code="no-untyped-call, call-overload"
+"""A Ray cluster to run on, and processes of ours placed on it.
+
+The cluster that RAY_ADDRESS names is used as it is, whoever started it (`archer cluster up`,
+KubeRay, a Ray job). Where none is named, a small one is started on this machine alone, and ends
+with this process. Ray places the processes; what we say is how many there are and what each needs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from archer.config import Config
+from archer.cores import num_cores
+from archer.engine.cluster.pulse import first_line
+
+SLIVER = 0.01
+"""Of a CPU, asked for by a process without a GPU: cores are shared, threads say by how many."""
+
+OBJECT_STORE_BYTES = 2 << 30
+"""Most shared memory of a cluster that we start ourselves; it is taken as it is used."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A connection to a cluster, and places on it: learners first, then samplers."""
+
+    places: Any
+    gpus: bool
+    threads: int
+    """Of torch, in each process."""
+    owner: bool
+    """Whether the connection ends with this session."""
+
+    def start(self, kind: type, place: int, *arguments: Any, **options: Any) -> Any:
+        """A process with an object of a class, at one of the places; it may still be starting."""
+        actor = ray.remote(concurrency_groups={"pulse": 1})(kind).options(
+            num_cpus=SLIVER,
+            num_gpus=1 if self.gpus else 0,
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self.places, placement_group_bundle_index=place
+            ),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
+        )
+        return actor.remote(*arguments, threads=self.threads, **options)
+
+    def close(self) -> None:
+        if self.owner:
+            ray.shutdown()
+        else:
+            remove_placement_group(self.places)
+
+
+def open_session(config: Config) -> Session:
+    """Joins or starts a cluster and reserves a place for every process of the recipe.
+
+    ValueError when there is not room for them within `cluster.wait_seconds`.
+    """
+    owner = not ray.is_initialized()
+    if owner:
+        _connect()
+    cluster = config.cluster
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
+    count = cluster.learners + cluster.samplers
+    needs = {"CPU": SLIVER, "GPU": 1} if gpus else {"CPU": SLIVER}
+    places = placement_group([needs] * count, strategy="PACK" if gpus else "SPREAD")
+    try:
+        if not places.wait(cluster.wait_seconds):
+            has = ray.cluster_resources()
+            raise ValueError(
+                f"no room for {count} processes ({cluster.learners} learners, {cluster.samplers} "
+                f"samplers) after {cluster.wait_seconds:g} s: there are {len(nodes)} machines with "
+                f"{has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs; lower "
+                "cluster.learners or cluster.samplers, or add machines"
+            )
+    except BaseException:
+        if owner:
+            ray.shutdown()
+        raise
+    share = -(-count // len(nodes))
+    threads = config.model.threads or max(1, num_cores() // share)
+    return Session(places=places, gpus=gpus, threads=threads, owner=owner)
+
+
+def _connect() -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Never another run's: that one ends with its run.
+        store = min(OBJECT_STORE_BYTES, _shared_memory() // 2)
+        ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
+            "or unset RAY_ADDRESS"
+        ) from None
+
+
+def _shared_memory() -> int:
+    """Bytes that /dev/shm has, where there is one."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return OBJECT_STORE_BYTES
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,213 @@
+"""What the loop may rely on, of every engine: one process, and processes on a Ray cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from archer.algo.batch import TokenBatch, minibatches, to_batch
+from archer.config import Config, config_from
+from archer.engine.base import Engine, Request, Sample, Sampling
+from archer.setup import open_engine
+from archer.types import Group, Problem, Rollout, Verdict
+
+RECIPE: dict[str, Any] = {
+    "model": {"name": "tiny", "threads": 1},
+    "data": {"train": [{"source": "arithmetic", "count": 4}]},
+    "rollout": {"problems": 3, "samples": 4, "max_tokens": 4, "temperature": 1.2},
+    "loss": {"name": "grpo"},
+    "kl": {"knowledge": 0.01, "reasoning": 0.01},
+    "update": {"minibatch": 3, "learning_rate": 1e-4, "microbatch_tokens": 40},
+    "train": {"steps": 1},
+}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "local": {},
+    "one rank": {"engine": "cluster"},
+    "two ranks": {"engine": "cluster", "cluster": {"learners": 2}},
+    "two ranks, two samplers": {"engine": "cluster", "cluster": {"learners": 2, "samplers": 2}},
+}
+
+PROMPTS = ["2+3=", "7-4=", "1+1="]
+
+
+def recipe(kind: str) -> Config:
+    return config_from({**RECIPE, **KINDS[kind]}, where="test")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[k if k != "one rank" else pytest.param(k, marks=pytest.mark.full) for k in KINDS],
+)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with closing(open_engine(recipe(request.param))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Engine]:
+    with closing(open_engine(recipe("local"))) as opened:
+        yield opened
+
+
+def requests(samples: int = 4) -> list[Request]:
+    return [
+        Request(
+            prompt_ids=np.array([ord(c) % 64 for c in prompt], dtype=np.int32),
+            in_thought=False,
+            names=tuple(("train", 0, 1, prompt, j) for j in range(samples)),
+        )
+        for prompt in PROMPTS
+    ]
+
+
+SAMPLING = Sampling(max_tokens=4, temperature=1.2)
+
+
+def by_place(samples: Iterator[Sample]) -> dict[tuple[int, int], Any]:
+    found = list(samples)
+    places = {(s.request, s.number): s.completion for s in found}
+    assert len(places) == len(found), "no completion comes twice"
+    return places
+
+
+def a_batch(engine: Engine) -> TokenBatch:
+    """What the engine samples, with advantages of both signs and one sequence of none."""
+    found = by_place(engine.generate(requests(), SAMPLING))
+    groups = [
+        Group(
+            problem=Problem(id=prompt, prompt=prompt, verifier="exact", answer="5", source="test"),
+            rollouts=tuple(
+                Rollout(
+                    completion=found[i, j], verdict=Verdict(outcome="wrong", score=0.0), reward=0.0
+                )
+                for j in range(4)
+            ),
+        )
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    batch = to_batch(groups, [[1.0, -1.0, 0.5, 0.0], [0.3, 1.0, -2.0, 0.7], [1.0, 0.1, -1.0, 2.0]])
+    batch = engine.score(batch, old=True, reference=True)
+    (whole,) = minibatches(batch, problems=3, average="token", constant=8.0)
+    return whole
+
+
+def test_all_asked_for_comes_once_and_the_same_again(engine: Engine) -> None:
+    first = by_place(engine.generate(requests(), SAMPLING))
+    assert set(first) == {(i, j) for i in range(3) for j in range(4)}
+    again = by_place(engine.generate(requests(), SAMPLING))
+    for place, completion in first.items():
+        assert completion.token_ids.tolist() == again[place].token_ids.tolist()
+        assert completion.logps.tolist() == again[place].logps.tolist()
+
+
+def test_the_same_tokens_as_in_one_process(engine: Engine, local: Engine) -> None:
+    here, there = (by_place(e.generate(requests(), SAMPLING)) for e in (local, engine))
+    for place, completion in here.items():
+        assert completion.token_ids.tolist() == there[place].token_ids.tolist()
+        assert completion.logps == pytest.approx(there[place].logps, abs=1e-5)
+
+
+def test_fewer_completions_than_processes_and_none_at_all(engine: Engine) -> None:
+    one = [requests(samples=1)[0]]
+    assert set(by_place(engine.generate(one, SAMPLING))) == {(0, 0)}
+    assert list(engine.generate([], SAMPLING)) == []
+
+
+def test_sampler_and_learner_agree_at_the_temperature(engine: Engine) -> None:
+    batch = a_batch(engine)
+    assert torch.allclose(batch.old_logp, batch.sampler_logp, atol=1e-4)
+    assert batch.ref_logp is not None
+    assert torch.isfinite(batch.old_entropy).all()
+
+
+def test_a_step_gives_tallies_of_the_whole_and_what_is_published_is_served(
+    engine: Engine, tmp_path: Path
+) -> None:
+    engine.save(tmp_path)
+    before = by_place(engine.generate(requests(), SAMPLING))
+    batch = a_batch(engine)
+    tallies = engine.update(batch, lr=1e-2)
+    # The sequence without an advantage still has a KL.
+    assert tallies["tokens/trained"] == (len(batch.tokens), 1)
+    assert tallies["loss"][1] == pytest.approx(1.0)
+    assert tallies["updates/skipped"] == (0, 1)
+    assert tallies["grad_norm"][0] > 0
+    version = engine.publish()
+    after = by_place(engine.at(version).generate(requests(), SAMPLING))
+    assert {c.policy_version for c in after.values()} == {version}
+    assert any(c.logps.tolist() != after[place].logps.tolist() for place, c in before.items())
+    scored = engine.score(a_batch(engine), old=True, reference=False)
+    assert torch.allclose(scored.old_logp, scored.sampler_logp, atol=1e-4)
+    engine.load(tmp_path)
+    again = by_place(engine.generate(requests(), SAMPLING))
+    assert all(c.logps.tolist() == again[place].logps.tolist() for place, c in before.items())
+
+
+def test_a_step_equals_that_of_one_process(engine: Engine, local: Engine, tmp_path: Path) -> None:
+    """Two steps, from the same tokens: gradient norm, loss and what the weights say afterwards."""
+    batch = a_batch(local)
+    for own in (engine, local):
+        (tmp_path / type(own).__name__).mkdir(exist_ok=True)
+        own.save(tmp_path / type(own).__name__)
+    found = []
+    for own in (engine, local):
+        tallies = [own.update(batch, lr=1e-4) for _ in range(2)]
+        found.append((tallies, own.score(batch, old=True, reference=False).old_logp))
+        own.load(tmp_path / type(own).__name__)
+    for there, here in zip(*(tallies for tallies, _ in found), strict=True):
+        assert there.keys() == here.keys()
+        for name, pair in here.items():
+            assert there[name] == pytest.approx(pair, rel=1e-4, abs=1e-6), name
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+
+
+def test_without_a_gradient_there_is_no_step(engine: Engine) -> None:
+    """A single sequence that is masked out: one rank has it, others nothing, and all say so."""
+    batch = a_batch(engine)
+    batch.counted[:] = False
+    tallies = engine.update(batch, lr=1e-2)
+    assert tallies["updates/skipped"] == (0, 0)
+    assert tallies["tokens/trained"][0] == 0
+    scored = engine.score(batch, old=True, reference=False)
+    assert torch.equal(scored.old_logp, batch.old_logp)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_of_none(engine: Engine) -> None:
+    batch = a_batch(engine)
+    before = batch.old_logp.clone()
+    batch.advantages[0] = math.nan
+    assert engine.update(batch, lr=1e-2)["updates/skipped"] == (1, 1)
+    batch.advantages[0] = 1.0
+    assert torch.equal(engine.score(batch, old=True, reference=False).old_logp, before)
+    assert engine.update(batch, lr=0.0)["updates/skipped"] == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["local", "two ranks"])
+def test_the_other_engine_takes_over_a_checkpoint(
+    engine: Engine, local: Engine, kind: str, tmp_path: Path
+) -> None:
+    """Weights and moments: the next step is the same one, from either's checkpoint."""
+    source, target = (engine, local) if kind == "local" else (local, engine)
+    batch = a_batch(local)
+    for name, own in (("source", source), ("target", target)):
+        (tmp_path / name).mkdir()
+        own.save(tmp_path / name)
+    source.update(batch, lr=1e-3)
+    (tmp_path / "moved").mkdir()
+    source.save(tmp_path / "moved")
+    target.load(tmp_path / "moved")
+    logps = []
+    for own in (source, target):
+        own.update(batch, lr=1e-3)
+        logps.append(own.score(batch, old=True, reference=False).old_logp)
+    assert torch.allclose(logps[0], logps[1], atol=1e-5)
+    source.load(tmp_path / "source")
+    target.load(tmp_path / "target")
