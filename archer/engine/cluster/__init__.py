@@ -2,6 +2,7 @@
 
     engine    the verbs, seen from the process that runs the loop
     session   a Ray cluster to run on, and processes placed on it
+    guard     a process beside a cluster of our own, that ends what a killed run leaves behind
     pulse     who is still alive
     rank      a process that holds a shard of the learner
     replica   a model that samples, in a process of its own or beside a shard of the learner

@@ -59,6 +59,7 @@ class ClusterEngine:
         self.published: dict[int, Published] = {}
         self.policy_version = 0
         self.watching = threading.Lock()
+        self.closed = False
         try:
             for number in range(config.cluster.samplers):
                 self._start_sampler(number)
@@ -148,6 +149,8 @@ class ClusterEngine:
         published: Published,
     ) -> None:
         with self.watching:
+            if self.closed:
+                raise EngineLost("the engine was closed while it sampled")
             lost = self.pulse.lost(self.samplers)
             for name, fault in lost.items():
                 self.say(f"{name} {fault}: its requests go to another, and a new one is started")
@@ -299,6 +302,8 @@ class ClusterEngine:
             return self.pulse.lost(processes)
 
     def close(self) -> None:
+        with self.watching:
+            self.closed = True
         for process in [*self.learners.values(), *self.samplers.values()]:
             ray.kill(process)
         self.session.close()

@@ -18,6 +18,9 @@ from ray.exceptions import RayError
 PING_SECONDS = 2.0
 """Between an answer and the next question."""
 
+LOOK_SECONDS = 5.0
+"""Between two looks, after which an old question is not held against anyone."""
+
 
 @dataclass(slots=True, eq=False)
 class Pulse:
@@ -26,13 +29,18 @@ class Pulse:
     silent_seconds: float
     asked: dict[Any, tuple[Any, float]] = field(default_factory=dict)
     places: dict[Any, tuple[str, int]] = field(default_factory=dict)
+    looked: float = 0.0
 
     def lost(self, processes: Mapping[str, Any]) -> dict[str, str]:
         """Names of those that are dead or silent, and what happened to each.
 
         A process that is still starting is not silent: how long that may take, others decide.
         """
-        found = {}
+        now = time.monotonic()
+        if now - self.looked > LOOK_SECONDS:
+            # Nobody looked for a while (this process itself may have been stopped): ask anew.
+            self.asked.clear()
+        self.looked, found = now, {}
         for name, process in processes.items():
             if fault := self._fault(process):
                 found[name] = fault

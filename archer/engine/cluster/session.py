@@ -9,15 +9,18 @@ with this process. Ray places the processes; what we say is how many there are a
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from archer.config import Config
 from archer.cores import num_cores
+from archer.engine.cluster.guard import start_guard
 from archer.engine.cluster.pulse import first_line
 
 SLIVER = 0.01
@@ -37,6 +40,8 @@ class Session:
     """Of torch, in each process."""
     owner: bool
     """Whether the connection ends with this session."""
+    guard: subprocess.Popen[bytes] | None = None
+    """Of a cluster that ends with this session."""
 
     def start(self, kind: type, place: int, *arguments: Any, **options: Any) -> Any:
         """A process with an object of a class, at one of the places; it may still be starting."""
@@ -56,6 +61,9 @@ class Session:
             ray.shutdown()
         else:
             remove_placement_group(self.places)
+        if self.guard is not None and self.guard.stdin is not None:
+            self.guard.stdin.close()
+            self.guard.wait()
 
 
 def open_session(config: Config) -> Session:
@@ -64,8 +72,7 @@ def open_session(config: Config) -> Session:
     ValueError when there is not room for them within `cluster.wait_seconds`.
     """
     owner = not ray.is_initialized()
-    if owner:
-        _connect()
+    guard = _connect(config) if owner else None
     cluster = config.cluster
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
@@ -87,17 +94,22 @@ def open_session(config: Config) -> Session:
         raise
     share = -(-count // len(nodes))
     threads = config.model.threads or max(1, num_cores() // share)
-    return Session(places=places, gpus=gpus, threads=threads, owner=owner)
+    return Session(places=places, gpus=gpus, threads=threads, owner=owner, guard=guard)
 
 
-def _connect() -> None:
+def _connect(config: Config) -> subprocess.Popen[bytes] | None:
+    """Joins the cluster that is named, or starts one and its guard."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    # Ray prints a page for each process that is lost; we say it in a line (`pulse`).
+    ray._private.worker.listen_error_messages = lambda *_: None
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         # Never another run's: that one ends with its run.
         store = min(OBJECT_STORE_BYTES, _shared_memory() // 2)
+        before = set(psutil.Process().children())
         ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
-        return
+        daemons = [p for p in psutil.Process().children() if p not in before]
+        return start_guard(config.cluster.silent_seconds, daemons)
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
@@ -105,6 +117,7 @@ def _connect() -> None:
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"
         ) from None
+    return None
 
 
 def _shared_memory() -> int:
