@@ -18,7 +18,7 @@ from archer.data.problems import read_problems
 from archer.prepare import Prepared, prepare
 from archer.prepare.layouts import LAYOUTS
 from archer.prepare.named import NAMED, WINDOWS, find_parts
-from tests.held import HELD, ROWS, fill
+from tests.held import HELD, ROWS, content, fill
 from tests.local_hub import Hub, reached
 from tests.needs import needs_sandbox
 
@@ -178,3 +178,28 @@ def test_the_command_says_what_the_hub_says(
     assert main(["prepare", "gsm8k", "--out", str(out)]) == 0
     assert (out.read_bytes(), out.with_suffix(".card.md").read_bytes()) == first
     assert not hub.sent, "nothing is downloaded twice"
+
+
+def questions(file: str, word: str, number: int) -> tuple[str, list[dict[str, Any]]]:
+    """A file of rows that have no id."""
+    return file, [{"question": f"What is {n} {word} 3?", "answer": str(n)} for n in range(number)]
+
+
+def test_rows_without_ids_are_numbered_through_all_files(hub: Hub, tmp_path: Path) -> None:
+    first, second = questions("I.jsonl", "plus", 15), questions("II.jsonl", "times", 15)
+    files = {f"aime2025-{name}": content(name, rows, tmp_path) for name, rows in (first, second)}
+    hub.commit("opencompass/AIME2025", files)
+    done = prepare("aime25", tmp_path / "out.jsonl")
+    ids = [problem.id for problem in read_problems(done.out)]
+    assert ids == [f"aime25-{number:06d}" for number in range(1, 31)]
+    assert (done.rows_in, done.dropped, done.notes) == (30, {}, ())
+
+
+def test_problems_that_are_missing_from_what_is_written_are_said(hub: Hub, tmp_path: Path) -> None:
+    file, rows = questions("aime2025-I.jsonl", "plus", 15)
+    twice = {name: content(name, rows, tmp_path) for name in (file, "aime2025-II.jsonl")}
+    hub.commit("opencompass/AIME2025", twice)
+    out = tmp_path / "out.jsonl"
+    said = "others count 30 problems in this data, 15 of its 30 rows are written"
+    assert prepare("aime25", out).notes == (said,)
+    assert prepare("aime25", out, filters={"own": lambda problem: None}).notes == ()

@@ -142,7 +142,7 @@ def prepare(
         rows_out=verifiers.total(),
         dropped=dict(tally.dropped),
         hash=hash,
-        notes=_notes(raw, tally, limit),
+        notes=() if limit else _notes(raw, tally, None if filters else verifiers.total()),
     )
 
 
@@ -303,9 +303,9 @@ def _open_files(
     """The rows of all files, one after the other; each is in the layout of its first row."""
     streams, layouts, hashes, notes = [], [], {}, []
     for part, files in zip(parts, paths, strict=True):
-        for path in files:
-            name, rows = _convert(path, part)
-            streams.append(rows)
+        opened = [_find_rows(path) for path in files]
+        streams.append(_convert(part, opened))
+        for path, name, _ in opened:
             layouts.append(name)
             hashes[path.name] = _sha256(path)
             if name in LAYOUTS and LAYOUTS[name].note:
@@ -329,42 +329,48 @@ def _open_files(
     )
 
 
-def _convert(path: Path, part: Part | None) -> tuple[str, Rows]:
-    """The layout that the first row has, and all rows in that layout as problems."""
+Opened = tuple[Path, str, Iterator[tuple[int, Row]]]
+"""A file, the layout that its first row has, and its rows with their numbers."""
+
+
+def _find_rows(path: Path) -> Opened:
     rows = read_file(path)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: the file has no rows; give one that has some")
-    rows = chain([first], rows)
-    if all(key in first[1] for key in REQUIRED):
-        return "problems", _checked(path, rows)
-    name = find_layout(first[1])
+    name = "problems" if all(key in first[1] for key in REQUIRED) else find_layout(first[1])
     if name is None:
         keys, known = ", ".join(first[1]), ", ".join(["problems", *LAYOUTS])
         raise ValueError(f"{path}: no layout has the keys {keys}; convert it into one of {known}")
-    return name, _converted(path, rows, name, part)
+    return path, name, chain([first], rows)
 
 
-def _checked(path: Path, rows: Iterable[tuple[int, Row]]) -> Rows:
-    """The rows of a file that holds problems already; ValueError for one that is none."""
-    for number, row in rows:
-        problem = to_problem(row, where=f"{path}:{number}")
-        try:
-            to_line(problem)
-        except (ValueError, TypeError) as error:  # infinity, half a character; a date of parquet
-            fact = f"it cannot be written as JSON ({error})"
-            raise ValueError(f"{path}:{number}: {fact}; write another value there") from error
-        yield Place(file=path.name, row=number), Converted(problem=problem)
+def _convert(part: Part | None, files: Iterable[Opened]) -> Rows:
+    """All rows as problems, each file's in its layout. Ids are numbered through all files."""
+    before = 0
+    for path, layout, rows in files:
+        name = path.name.removesuffix(ending(path)) if part is None else part.name
+        number = 0
+        for number, row in rows:
+            if layout == "problems":
+                item: Converted | Dropped = Converted(problem=_checked(row, f"{path}:{number}"))
+            elif part is not None and part.keep is not None and not part.keep(row):
+                item = Dropped(reason=NOT_MEANT)
+            else:
+                item = convert_row(LAYOUTS[layout], row, f"{name}-{before + number:06d}", name)
+            yield Place(file=path.name, row=number), item
+        before += number
 
 
-def _converted(path: Path, rows: Iterable[tuple[int, Row]], layout: str, part: Part | None) -> Rows:
-    name = path.name.removesuffix(ending(path)) if part is None else part.name
-    for number, row in rows:
-        place = Place(file=path.name, row=number)
-        if part is not None and part.keep is not None and not part.keep(row):
-            yield place, Dropped(reason=NOT_MEANT)
-        else:
-            yield place, convert_row(LAYOUTS[layout], row, f"{name}-{number:06d}", name)
+def _checked(row: Row, where: str) -> Problem:
+    """The row of a file that holds problems already; ValueError if it is none."""
+    problem = to_problem(row, where=where)
+    try:
+        to_line(problem)
+    except (ValueError, TypeError) as error:  # infinity, half a character; a date of parquet
+        fact = f"it cannot be written as JSON ({error})"
+        raise ValueError(f"{where}: {fact}; write another value there") from error
+    return problem
 
 
 NOT_MEANT = "outside the dates"
@@ -484,11 +490,17 @@ def _through(
         yield problem
 
 
-def _notes(raw: Raw, tally: Tally, limit: int | None) -> tuple[str, ...]:
+def _notes(raw: Raw, tally: Tally, written: int | None) -> tuple[str, ...]:
+    """Where others count another number. written: None where filters were to leave some out."""
     rows = tally.rows - tally.dropped[NOT_MEANT]
-    if raw.expected is None or limit is not None or rows == raw.expected:
+    counted = f"others count {raw.expected} problems in this data"
+    if raw.expected is None:
         return ()
-    return (f"others count {raw.expected} problems in this data, here are {rows}",)
+    if rows != raw.expected:
+        return (f"{counted}, here are {rows}",)
+    if written is not None and written != rows:
+        return (f"{counted}, {written} of its {rows} rows are written",)
+    return ()
 
 
 # The card
