@@ -29,6 +29,7 @@ from archer.types import Problem
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+|[-+*/^=<>|%&~≤≥≠±×÷]")
 """Chinese and Japanese have no spaces: each of their signs is a word."""
+_FIGURE = re.compile(r"\d+")
 
 NEAR = 5
 """N of near-duplicates."""
@@ -110,7 +111,8 @@ class _Kept:
     @staticmethod
     def of(problem: Problem) -> _Kept:
         found = words(text_of(problem))
-        figures = () if problem.verifier == "code" else sorted(w for w in found if w.isdigit())
+        # Of "3x" and "x2" too, which are words of letters and digits.
+        figures = () if problem.verifier == "code" else sorted(_FIGURE.findall(" ".join(found)))
         return _Kept(id=problem.id, grams=np.unique(grams(found, NEAR)), figures=tuple(figures))
 
     def alike(self, other: _Kept) -> float:
