@@ -181,6 +181,25 @@ def test_the_frame_of_a_suite_says_nothing() -> None:
     assert reject(problem(" ".join([*text(103, 20), *text(8, 50)]))) is not None
 
 
+def test_a_suite_that_repeats_its_problems_is_the_suite_itself() -> None:
+    texts = [" ".join(text(200 + n, 40)) for n in range(10)]
+    once = [problem(asked, str(n)) for n, asked in enumerate(texts)]
+    shouted = [problem(f"({asked.upper()})", "again") for asked in texts]
+    for suite in (once, [*once, *shouted * 7]):
+        reject = not_in("suite", suite)
+        found = [reject(problem(asked)) for asked in texts]
+        assert [each and each.detail for each in found] == [f"100% of {n}" for n in range(10)]
+
+
+def test_a_suite_that_tells_nothing_is_refused() -> None:
+    """Each run of the rotated words stands in 13 of the 20 problems at least: it is frame."""
+    own = text(6, 30)
+    rotated = [" ".join(own[n:] + own[:n]) for n in range(20)]
+    for asked in ([], ["( ("], rotated):
+        with pytest.raises(ValueError, match=f"^suite: none of its {len(asked)} .*; name another"):
+            not_in("suite", [problem(each) for each in asked])
+
+
 def test_each_problem_of_a_suite_is_known_and_hardly_any_other() -> None:
     """AIME 2024 and MATH-500 have nothing in common. Three of GSM8K's training problems are those
     of its test with other names and numbers."""

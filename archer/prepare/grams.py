@@ -139,17 +139,28 @@ def _bands(least: float) -> tuple[int, int]:
 
 
 def not_in(suite: str, problems: Iterable[Problem]) -> Filter:
-    """Leaves out what a test suite of this name holds too: see the text above."""
-    ids: list[str] = []
+    """Leaves out what a test suite of this name holds too: see the text above.
+
+    ValueError for a suite that no run of words tells anything of.
+    """
+    ids: dict[str, str] = {}  # by the words: problems that a suite repeats would look like frame
     sizes: list[int] = []
     places: _Places = {}
     for problem in problems:
         found = words(text_of(problem))
+        if (key := " ".join(found)) in ids:
+            continue
         for start, run in enumerate(runs(found, SUITE)):
             places.setdefault(run, []).append((len(ids), start))
-        ids.append(problem.id)
+        ids[key] = problem.id
         sizes.append(len(found))
     _drop_frame(places, len(ids))
+    if not places:
+        raise ValueError(
+            f"{suite}: none of its {len(ids)} problems has {SUITE} words in a row that tell it "
+            "from the others; name another suite"
+        )
+    names = list(ids.values())
     whole = {
         place: len(_covered(starts, sizes[place]))
         for place, starts in _by_problem(places.values()).items()
@@ -161,7 +172,7 @@ def not_in(suite: str, problems: Iterable[Problem]) -> Filter:
             share = len(_covered(starts, sizes[place])) / whole[place]
             if share > COVERED:
                 return Dropped(
-                    reason=f"stands in {suite} too", detail=f"{share:.0%} of {ids[place]}"
+                    reason=f"stands in {suite} too", detail=f"{share:.0%} of {names[place]}"
                 )
         return None
 
