@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from archer.cli import main
+from archer.data.sources import Dropped
 from archer.prepare import prepare, problems_of
 from archer.prepare.grams import COVERED, no_near_duplicates, not_in, text_of, words
+from archer.prepare.layouts import LAYOUTS, Converted, convert_row
 from archer.types import Problem
+from tests import held
 from tests.real_data import real_file
 
 
@@ -242,6 +245,42 @@ def test_the_card_counts_and_names_what_is_left_out(tmp_path: Path) -> None:
     assert "| 2 | raw-1 | 98% as raw-0 |" in card
     assert "| stands in suite too | 1 | 3 |" in card
     assert "| 3 | raw-2 | 98% of suite-0 |" in card
+
+
+def test_what_a_suite_asks_without_an_answer_is_left_out_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [" ".join(text(seed)) for seed in range(10, 14)]
+    raw, out = rows(tmp_path / "raw.jsonl", asked), tmp_path / "out.jsonl"
+    suite = tmp_path / "suite.jsonl"
+    hidden: list[dict[str, object]] = [
+        {"question": asked[0], "answer": ""},
+        {"question": asked[1], "answer": None},
+        {"question": "", "answer": "1"},
+        {"question": asked[2], "answer": "1"},
+    ]
+    suite.write_text("".join(json.dumps(row) + "\n" for row in hidden))
+    assert main(["prepare", str(raw), "--out", str(out), "--without", str(suite)]) == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["raw-3"]
+    assert "| 1 | raw-0 | 100% of suite.jsonl:1 |" in out.with_suffix(".card.md").read_text()
+    said = f"{suite}: rows that ask nothing are passed over (1 no prompt)\n"
+    assert said in capsys.readouterr().out
+    suite.write_text(json.dumps(hidden[2]) + "\n")
+    assert main(["prepare", str(raw), "--out", str(out), "--without", str(suite)]) == 2
+    said = f"{suite}: no row asks anything (1 no prompt); name another suite\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_row_that_lost_all_else_still_asks_what_it_asked(name: str) -> None:
+    layout, row = LAYOUTS[name], held.rows(name)[0]
+    question = next(key for key in layout.asks if key in row)
+    bare = {key: row[key] if key == question else "" for key in row}
+    item, whole = (convert_row(layout, each, "id", "source") for each in (bare, row))
+    assert isinstance(item, Dropped) and item.prompt
+    assert isinstance(whole, Converted)
+    asked = Problem(id="p", prompt=item.prompt, verifier="", answer=None)
+    assert set(words(text_of(asked))) <= set(words(text_of(whole.problem)))
 
 
 @pytest.mark.parametrize(

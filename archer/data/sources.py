@@ -38,7 +38,7 @@ from archer.data.problems import (
 )
 from archer.own import own_function
 from archer.randomness import key, permutation, uniforms
-from archer.types import Problem
+from archer.types import Message, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,8 @@ class Dropped:
     reason: str
     detail: str = ""
     """What is to be said of this one alone."""
+    prompt: str | tuple[Message, ...] = ""
+    """What a row asks that is no problem for another reason; empty where that is not known."""
 
 
 Item = Problem | Dropped

@@ -147,12 +147,36 @@ def prepare(
 
 
 def problems_of(source: str, *, terminal: Terminal | None = None) -> Iterator[Problem]:
-    """The problems of any source that `prepare` takes but generated tasks, nothing left out."""
+    """What any source that `prepare` takes but generated tasks asks, to be compared with others.
+
+    Nothing is left out: a row that is no problem, for want of an answer perhaps, comes with its
+    question alone. Rows without one are said. ValueError where no row has any.
+    """
     name = source.partition(":")[0]
     if name in SOURCES and name not in NAMED:
         raise ValueError(f"{source} is generated; name a data set or a file")
-    rows = _open(source, None, 0, {}, None, terminal or Terminal(quiet=True)).rows
-    return (item.problem for _, item in rows if isinstance(item, Converted))
+    terminal = terminal or Terminal(quiet=True)
+    return _asked(source, _open(source, None, 0, {}, None, terminal).rows, terminal)
+
+
+def _asked(source: str, rows: Rows, terminal: Terminal) -> Iterator[Problem]:
+    asked, silent = 0, Counter[str]()
+    for place, item in rows:
+        if isinstance(item, Converted):
+            problem = item.problem
+        elif item.prompt:
+            where = f"{place.file}:{place.row}"
+            problem = Problem(id=where, prompt=item.prompt, verifier="", answer=None)
+        else:
+            silent[item.reason] += 1
+            continue
+        asked += 1
+        yield problem
+    reasons = ", ".join(f"{count} {reason}" for reason, count in silent.items())
+    if not asked:
+        raise ValueError(f"{source}: no row asks anything ({reasons}); name another suite")
+    if silent:
+        terminal.say(f"{source}: rows that ask nothing are passed over ({reasons})")
 
 
 def parse_args(pairs: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archer.data import code_rows
@@ -28,13 +28,15 @@ class Layout:
     """A known shape of rows.
 
     Example:
-        Layout(fits=_has("text", "test_list"), convert=code_rows.mbpp,
+        Layout(fits=_has("text", "test_list"), convert=code_rows.mbpp, asks=("text",),
                reference=code_rows.reference)
     """
 
     fits: Callable[[Row], bool]
     convert: Callable[[Row, str, str], Item]
     """Called with the row, an id for rows that have none, and the file's name for the source."""
+    asks: tuple[str, ...]
+    """The keys that a question may stand under; the first that a row has counts."""
     reference: Callable[[Row], str | None] = _no_reference
     """A response with the row's own solution; None where it has none."""
     note: str = ""
@@ -59,21 +61,28 @@ def find_layout(row: Row) -> str | None:
 
 
 def convert_row(layout: Layout, row: Row, id: str, source: str) -> Converted | Dropped:
-    """A row as a checked problem, or why it is none."""
+    """A row as a checked problem, or why it is none, and what it asks."""
+    item = _convert(layout, row, id, source)
+    if isinstance(item, Problem):
+        return Converted(problem=item, reference=layout.reference(row))
+    question = next((row[key] for key in layout.asks if key in row), "")
+    return replace(item, prompt=as_chat(question))
+
+
+def _convert(layout: Layout, row: Row, id: str, source: str) -> Item:
     if not layout.fits(row):
         return Dropped(reason="not in the layout of the first row")
     try:
         item = layout.convert(row, id, source)
     except ValueError as error:
         return Dropped(reason=str(error))
-    if isinstance(item, Dropped):
-        return item
-    try:
-        to_problem(to_row(item), where="")
-        to_line(item)
-    except (ValueError, TypeError):  # or a value that is not JSON's: parquet has dates and bytes
-        return Dropped(reason="malformed prompt or answer")
-    return Converted(problem=item, reference=layout.reference(row))
+    if isinstance(item, Problem):
+        try:
+            to_problem(to_row(item), where="")
+            to_line(item)
+        except (ValueError, TypeError):  # or a value not JSON's: parquet has dates and bytes
+            return Dropped(reason="malformed prompt or answer")
+    return item
 
 
 def _archer(row: Row, id: str, source: str) -> Item:
@@ -162,47 +171,65 @@ def _is_mathematics(row: Row) -> bool:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "archer": Layout(fits=_has("prompt", "data_source", "reward_model"), convert=_archer),
-    "archer-flat": Layout(fits=_has("prompt", "ground_truth", "ability"), convert=_archer_flat),
+    "archer": Layout(
+        fits=_has("prompt", "data_source", "reward_model"), convert=_archer, asks=("prompt",)
+    ),
+    "archer-flat": Layout(
+        fits=_has("prompt", "ground_truth", "ability"), convert=_archer_flat, asks=("prompt",)
+    ),
     "livecodebench": Layout(
         fits=_has("question_content", "public_test_cases"),
         convert=code_rows.livecodebench,
+        asks=("question_content",),
         note="rows without private tests have public ones only: too few to trust a score",
     ),
     # Its rows have the keys of HumanEval's too.
     "leetcodedataset": Layout(
         fits=_has("problem_description", "starter_code", "entry_point", "test"),
         convert=code_rows.leetcodedataset,
+        asks=("problem_description",),
         reference=code_rows.reference,
     ),
     "humaneval": Layout(
         fits=_has("prompt", "entry_point", "test"),
         convert=code_rows.humaneval,
+        asks=("prompt",),
         reference=code_rows.reference,
     ),
     "mbpp": Layout(
-        fits=_has("text", "test_list"), convert=code_rows.mbpp, reference=code_rows.reference
+        fits=_has("text", "test_list"),
+        convert=code_rows.mbpp,
+        asks=("text",),
+        reference=code_rows.reference,
     ),
     "mbppplus": Layout(
         fits=_has("prompt", "test_list", "test"),
         convert=code_rows.mbppplus,
+        asks=("prompt",),
         reference=code_rows.reference,
     ),
     "deepmind_code_contests": Layout(
         fits=_has("description", "public_tests"),
         convert=code_rows.deepmind_code_contests,
+        asks=("description",),
         reference=code_rows.reference,
         note="where several outputs are right, the tests know one of them",
     ),
     "code_contests": Layout(
         fits=_has("content", "labels", "test"),
         convert=code_rows.code_contests,
+        asks=("content",),
         note="where several outputs are right, the tests know one of them",
     ),
-    "olympiadbench": Layout(fits=_has("question", "final_answer"), convert=_olympiadbench),
-    "gsm8k": Layout(fits=_is_gsm8k, convert=_gsm8k),
+    "olympiadbench": Layout(
+        fits=_has("question", "final_answer"), convert=_olympiadbench, asks=("question",)
+    ),
+    "gsm8k": Layout(fits=_is_gsm8k, convert=_gsm8k, asks=("question",)),
     "mathematics": Layout(
-        fits=_is_mathematics, convert=_plain_mathematics, reference=_boxed_solution
+        fits=_is_mathematics,
+        convert=_plain_mathematics,
+        asks=("problem", "question"),
+        reference=_boxed_solution,
     ),
 }
 """The foreign layouts by name; the first that fits a file's first row is taken."""
