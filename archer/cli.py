@@ -444,6 +444,7 @@ def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
         args=parse_args(options.arg),
         revision=options.revision,
         filters=_filters(options, terminal),
+        near_duplicates=options.near_duplicates,
         check=not options.unchecked,
         terminal=terminal,
     )
@@ -456,10 +457,7 @@ def _prepare(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _filters(options: argparse.Namespace, terminal: Terminal) -> dict[str, Filter]:
-    """What the options leave out, by the words of the card; the cheap ones first.
-
-    Near-duplicates go last: of those alike, the first that passes all others stays.
-    """
+    """What the options leave out, by the words of the card; the cheap ones first."""
     from archer.prepare import filters, grams, problems_of
     from archer.scores import problem_scores
 
@@ -482,8 +480,6 @@ def _filters(options: argparse.Namespace, terminal: Terminal) -> dict[str, Filte
     for suite in options.without:
         name = Path(suite).name.partition(".")[0]
         found[f"not in {name}"] = grams.not_in(name, problems_of(suite, terminal=terminal))
-    if (share := options.near_duplicates) is not None:
-        found[f"less than {share:.0%} as one before"] = grams.no_near_duplicates(share)
     return found
 
 

@@ -308,8 +308,7 @@ def test_the_same_problems_are_left_out_each_time(tmp_path: Path) -> None:
         [" ".join(text(seed // 3)) + " indeed" * (seed % 3) for seed in range(30)],
     )
     for name in ("a", "b"):
-        filters = {"near": no_near_duplicates(0.8)}
-        prepare(str(raw), tmp_path / f"{name}.jsonl", filters=filters)
+        prepare(str(raw), tmp_path / f"{name}.jsonl", near_duplicates=0.8)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 10
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from archer.cores import num_cores
+from archer.data.problems import read_problems
+from archer.data.sources import REPEATED, Dropped
 from archer.prepare import Prepared, prepare
 from archer.prepare.references import (
     NOT_RUN,
@@ -132,6 +134,70 @@ def test_a_limit_counts_what_holds_and_reads_no_row_too_many(tmp_path: Path) -> 
     ]
     done = prepared(tmp_path, *rows, limit=3)
     assert (done.rows_in, done.rows_out, done.dropped) == (6, 3, {REFUSED: 3})
+
+
+def asked(prompt: str, answer: str, result: str = "5", **more: str) -> dict[str, Any]:
+    """A row whose worked solution ends in this result: one that is not the answer is refused."""
+    row = {"problem": prompt, "answer": answer, "solution": rf"It is \boxed{{{result}}}."}
+    return row | more
+
+
+def kept(done: Prepared) -> list[str]:
+    return [problem.id for problem in read_problems(done.out)]
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_bad_first_copy_does_not_take_the_good_one_with_it(
+    tmp_path: Path, limit: int | None
+) -> None:
+    rows = [asked("2+3?", "6"), asked("2+3?", "5"), asked("2+3?", "5"), asked("1+4?", "5")]
+    done = prepared(tmp_path, *rows, limit=limit)
+    assert kept(done) == ["raw-000002", "raw-000004"]
+    assert done.dropped == {REFUSED: 1, REPEATED: 1} and done.rows_in == 4
+    rows = [asked("2+3?", "6", unique_id="a"), asked("1+4?", "5", unique_id="a")]
+    assert kept(prepared(tmp_path, *rows)) == ["a"]
+
+
+def test_a_copy_that_a_filter_leaves_out_does_not_take_the_next_one_with_it(
+    tmp_path: Path,
+) -> None:
+    def not_first(problem: Problem) -> Dropped | None:
+        return Dropped(reason="first") if problem.id.endswith("1") else None
+
+    rows = [asked("2+3?", "5"), asked("2+3?", "5"), asked("2+3?", "5")]
+    for check in (True, False):
+        done = prepared(tmp_path, *rows, filters={"own": not_first}, check=check)
+        assert kept(done) == ["raw-000002"] and done.dropped == {"first": 1, REPEATED: 1}
+
+
+def test_only_what_is_written_has_near_duplicates(tmp_path: Path) -> None:
+    pytest.importorskip("datasketch")
+    long = " ".join(f"{a}{b}" for a in "abcde" for b in "vwxyz")
+    rows = [asked(f"{long} one?", "6"), *(asked(f"{long} {word}?", "5") for word in ("two", "ten"))]
+    done = prepared(tmp_path, *rows, near_duplicates=0.7)
+    assert kept(done) == ["raw-000002"]
+    assert done.dropped == {REFUSED: 1, "nearly repeats another problem": 1}
+    card = done.card.read_text()
+    assert "| 3 | raw-000003 | 91% as raw-000002 |" in card
+    assert "| filters | less than 70% as one before |" in card
+
+
+def test_the_card_does_not_depend_on_how_many_are_judged_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reasons of equal count stand in the order in which the rows do."""
+    draw = random.Random(0)
+    rows = [
+        asked(f"{draw.randrange(20)}?", draw.choice(["5", "5", "6", ""]), unique_id=str(number))
+        for number in range(60)
+    ]
+    cards = []
+    for window in (1, 3, 100):
+        monkeypatch.setattr("archer.prepare.WINDOW", window)
+        done = prepared(tmp_path, *rows)
+        cards.append((done.out.read_bytes(), done.card.read_bytes()))
+    assert cards[0] == cards[1] == cards[2]
+    assert len(done.dropped) == 3
 
 
 def test_two_processes_do_not_prepare_one_file(tmp_path: Path) -> None:

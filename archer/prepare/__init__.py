@@ -85,6 +85,7 @@ def prepare(
     args: Mapping[str, Any] | None = None,
     revision: str | None = None,
     filters: Mapping[str, Filter] | None = None,
+    near_duplicates: float | None = None,
     check: bool = True,
     terminal: Terminal | None = None,
 ) -> Prepared:
@@ -95,6 +96,7 @@ def prepare(
     limit: how many problems at most; a generated task needs it, of a file the first are taken.
     revision: branch, tag or commit on the hub.
     filters: what they are called in the card -> what they leave out, in this order.
+    near_duplicates: share of its N-grams by which a problem repeats one that is written.
     check: whether references and tests are run, see `archer.prepare.references`.
     terminal: hears what is going on.
     ValueError for whatever is wrong with the source, and if no row becomes a problem.
@@ -105,6 +107,13 @@ def prepare(
         raise ValueError(f"limit is {limit}; make it at least 1")
     _check_out(out)
     terminal = terminal or Terminal(quiet=True)
+    names = list(filters or {})
+    near = None
+    if near_duplicates is not None:
+        from archer.prepare.grams import no_near_duplicates
+
+        near = no_near_duplicates(near_duplicates)
+        names.append(f"less than {near_duplicates:.0%} as one before")
     raw = _open(source, limit, seed, args or {}, revision, terminal)
     if out.resolve() in (path.resolve() for path in raw.files):
         raise ValueError(f"{out}: the raw file would be written over; give another --out")
@@ -113,21 +122,20 @@ def prepare(
     facts, tally, verifiers = dict(raw.facts), Tally(), Counter[str]()
     if limit is not None:
         facts["limit"] = str(limit)
-    if filters:
-        facts["filters"] = ", ".join(filters)
+    if names:
+        facts["filters"] = ", ".join(names)
+    if not check:
+        facts["references"] = "not checked"
     tally.dropped += raw.dropped
     tally.rows += raw.dropped.total()
     with ExitStack() as stack:
         advance = stack.enter_context(terminal.bar("rows", raw.expected or 0, "rows"))
-        kept = _sieve(raw.rows, (filters or {}).values(), tally, advance)
+        written = Written(near=near)
+        candidates = _sieve(raw.rows, (filters or {}).values(), written, tally, advance)
         known = out.with_name(f".{out.name}.judged")
         verdicts = stack.enter_context(open_known(known, is_used=check))
-        if check:
-            tester = stack.enter_context(_open_tester(verdicts))
-            problems = _tested(kept, tester, limit, tally)
-        else:
-            facts["references"] = "not checked"
-            problems = (converted.problem for _, converted in kept)
+        tester = stack.enter_context(_open_tester(verdicts)) if check else None
+        problems = _chosen(candidates, tester, limit, written, tally)
         card_file, file = (stack.enter_context(written_whole(path)) for path in (card, out))
         hash = problems_hash(_through(problems, file, limit, verifiers))
         if not verifiers:
@@ -142,7 +150,7 @@ def prepare(
         rows_out=verifiers.total(),
         dropped=dict(tally.dropped),
         hash=hash,
-        notes=() if limit else _notes(raw, tally, None if filters else verifiers.total()),
+        notes=() if limit else _notes(raw, tally, None if names else verifiers.total()),
     )
 
 
@@ -437,31 +445,61 @@ class Tally:
             runs.append((place.row, place.row))
 
 
-Kept = Iterator[tuple[Place, Converted]]
+@dataclass(slots=True, kw_only=True)
+class Candidate:
+    """A row on its way into the file: a problem, or why it is left out, as far as that is known.
+
+    Example: Candidate(place=Place(file="aime.jsonl", row=3), item=Converted(...), id="aime-000003",
+                       prompt=b"...", id_digest=b"...")
+    """
+
+    place: Place
+    item: Converted | Dropped
+    id: str = ""
+    """Of what was a problem once; the digests too."""
+    prompt: bytes = b""
+    id_digest: bytes = b""
 
 
-def _sieve(rows: Rows, filters: Iterable[Filter], tally: Tally, advance: Advance) -> Kept:
-    """The problems that no earlier one repeats and no filter leaves out; all others are counted."""
+@dataclass(slots=True, kw_only=True)
+class Written:
+    """What later rows may not repeat. A problem that is left out takes no other one with it."""
+
+    near: Filter | None = None
+    """Remembers what it lets through, and so is asked only of what passes all else."""
+    prompts: set[bytes] = field(default_factory=set)
+    ids: set[bytes] = field(default_factory=set)
+
+    def repeats(self, one: Candidate) -> Dropped | None:
+        """Whether a row repeats what is written so far."""
+        if one.prompt in self.prompts:
+            return Dropped(reason=REPEATED)
+        return Dropped(reason="repeated id") if one.id_digest in self.ids else None
+
+    def add(self, one: Candidate) -> None:
+        """Remembers a row that is written."""
+        self.prompts.add(one.prompt)
+        self.ids.add(one.id_digest)
+
+
+def _sieve(
+    rows: Rows, filters: Iterable[Filter], written: Written, tally: Tally, advance: Advance
+) -> Iterator[Candidate]:
+    """All rows. A problem that a filter leaves out, or that repeats one, is none any more."""
     filters = list(filters)
-    prompts: set[bytes] = set()
-    ids: set[bytes] = set()
     for place, item in rows:
         tally.rows += 1
         advance(tally.rows, tally.rows)
-        if isinstance(item, Dropped):
-            tally.drop(place, item)
-        elif (prompt := prompt_key(item.problem.prompt)) in prompts:
-            tally.drop(place, Dropped(reason=REPEATED))
-        elif (id := digest(item.problem.id)) in ids:
-            tally.drop(place, Dropped(reason="repeated id"))
-        else:
-            prompts.add(prompt)
-            ids.add(id)
-            found = next(filter(None, (reject(item.problem) for reject in filters)), None)
+        one = Candidate(place=place, item=item)
+        if isinstance(item, Converted):
+            problem = item.problem
+            one.id = problem.id
+            one.prompt, one.id_digest = prompt_key(problem.prompt), digest(problem.id)
+            found = written.repeats(one)  # most repeats are known here, before they cost anything
             if found is None:
-                yield place, item
-            else:
-                tally.drop(place, found, item.problem.id)
+                found = next(filter(None, (reject(problem) for reject in filters)), None)
+            one.item = found or item
+        yield one
 
 
 @contextmanager
@@ -477,28 +515,57 @@ CPU_SECONDS = 20.0
 no reference is left out for a slow machine."""
 WINDOW = 8
 """Problems whose references are judged at a time, per core: some have megabytes of tests."""
+AHEAD = 16
+"""For each problem that is judged at a time so many rows may wait for their turn, most of them left
+out already."""
 
 
-def _tested(kept: Kept, tester: Tester, limit: int | None, tally: Tally) -> Iterator[Problem]:
-    """The problems whose references and tests hold. No row is read that may not be needed."""
-    places: deque[Place] = deque()
-    passed = 0
+def _chosen(
+    candidates: Iterator[Candidate],
+    tester: Tester | None,
+    limit: int | None,
+    written: Written,
+    tally: Tally,
+) -> Iterator[Problem]:
+    """The problems that repeat none before them and whose references and tests hold.
+
+    Rows are decided in their order, however many are judged at once, so that the same are left out
+    for the same reasons. No row is read that may not be needed.
+    """
+    waiting: deque[Candidate] = deque()
+    at_once = 1 if tester is None else tester.window
+    pending, passed = 0, 0  # problems among those that wait, and problems that were chosen
     while True:
-        while len(tester) < tester.window and (limit is None or passed + len(tester) < limit):
-            item = next(kept, None)
-            if item is None:
+        while (
+            pending < at_once
+            and len(waiting) < AHEAD * at_once
+            and (limit is None or passed + pending < limit)
+        ):
+            read = next(candidates, None)
+            if read is None:
                 break
-            places.append(item[0])
-            tester.submit(item[1].problem, item[1].reference)
-        if not places:
+            waiting.append(read)
+            if isinstance(read.item, Converted):
+                pending += 1
+                if tester is not None:
+                    tester.submit(read.item.problem, read.item.reference)
+        if not waiting:
             return
-        problem, trouble = tester.next()
-        place = places.popleft()
-        if trouble is None:
+        one = waiting.popleft()
+        if isinstance(one.item, Dropped):
+            tally.drop(one.place, written.repeats(one) or one.item, one.id)
+            continue
+        problem, pending = one.item.problem, pending - 1
+        trouble = None if tester is None else tester.next()[1]
+        found = written.repeats(one) or trouble
+        if found is None and written.near is not None:
+            found = written.near(problem)
+        if found is not None:
+            tally.drop(one.place, found, one.id)
+        else:
+            written.add(one)
             passed += 1
             yield problem
-        else:
-            tally.drop(place, trouble, problem.id)
 
 
 def _through(

@@ -5,7 +5,7 @@
 
 Words are runs of letters and digits, in lower case, and signs of operations, one by one; brackets
 and punctuation are passed over, for LaTeX is written in many ways. A near-duplicate shares most of
-its 5-grams with a problem before it (Jaccard index, found through MinHash; Broder 1997). A problem
+its 5-grams with one that was kept (Jaccard index, found through MinHash; Broder 1997). A problem
 of a test suite is known where runs of 8 words hold more than half of it (the rule of Tülu 3, arXiv
 2411.15124).
 """
@@ -47,10 +47,11 @@ MAX_SKETCH = 128
 
 
 def no_near_duplicates(least: float) -> Filter:
-    """Leaves out problems that share `least` of all 5-grams of the two with one before them.
+    """Leaves out problems that share `least` of all 5-grams of the two with one it let through.
 
-    Other numbers make another problem, except of code, where examples may differ. ValueError where
-    `least` is no share from 0.5 to 1, or datasketch is missing.
+    It remembers those, so it is to be asked last, of what passes all else. Other numbers make
+    another problem, except of code, where examples may differ. ValueError where `least` is no share
+    from 0.5 to 1, or datasketch is missing.
     """
     if not 0.5 <= least <= 1:
         raise ValueError(f"near-duplicates share {least} of their N-grams; make it 0.5 to 1")
