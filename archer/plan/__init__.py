@@ -156,6 +156,7 @@ def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
             f"{steps:,} steps: {completions * steps:,} completions, {up_to}{updates * steps:,} "
             "optimizer steps",
         ),
+        *_places(config),
         ("problems", _problems(config, lengths, data)),
         (
             "learning",
@@ -163,6 +164,20 @@ def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
             f"{AVERAGES[update.average]}; learning rate {update.learning_rate:g}, "
             f"{update.schedule}{warmup}",
         ),
+    ]
+
+
+def _places(config: Config) -> Lines:
+    if config.engine == "local":
+        return []
+    cluster = config.cluster
+    samplers = f"{cluster.samplers} samplers apart" if cluster.samplers else "which sample by turns"
+    return [
+        (
+            "processes",
+            f"{cluster.learners} learners that share the model, {samplers}; memory and time below "
+            "are those of one process that does it all",
+        )
     ]
 
 
