@@ -50,7 +50,7 @@ from archer.setup import Data, load_data, longest_answer, num_threads, open_veri
 from archer.suites import laid_over, suite_problems, unexpected
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES
-from archer.unfinished import Unfinished, open_unfinished
+from archer.unfinished import Keeping, Unfinished, open_unfinished
 
 Knobs = dict[str, Any]
 Job = tuple[Config, Data]
@@ -270,11 +270,14 @@ def measure(
         done = unfinished.num_units
         if done < len(cut):
             _check_unwritten(out)
-            if done:
+            if done or unfinished.kept:
                 terminal.say(
                     f"{part_of(out)}: {len(unfinished.answers)} problems are judged already"
+                    + (f", and {len(unfinished.kept)} more answers came" if unfinished.kept else "")
                 )
             sampler = engine()
+            if data.served:
+                sampler = Keeping(sampler, unfinished)
             with open_verifiers(config, sampler) as verifiers:
                 for unit in judged_units(
                     sampler, verifiers, data, config, terminal, done=done, check=check

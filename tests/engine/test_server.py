@@ -620,6 +620,81 @@ def test_an_evaluation_that_broke_off_goes_on_and_asks_for_nothing_twice(
         assert out.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
 
 
+def test_what_a_server_has_answered_is_kept_wherever_it_breaks_off(
+    problems: Path,
+    tiny: Callable[[Body], Reply],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All problems are one unit here, so that nothing is judged and written before the last."""
+    whole, out = tmp_path / "whole.json", tmp_path / "out.json"
+    with serving(tiny) as server:
+        assert evaluate(problems, whole, "--server", server.address) == 0
+    answered: list[int] = []
+    limits = iter([0, 1, 7, 11, 99])
+
+    def limited(limit: int) -> Callable[[Body], Reply]:
+        def answer(body: Body) -> Reply:
+            if len(answered) >= limit:
+                return told({"error": "spent"}, 402)
+            answered.append(body["seed"])
+            return tiny(body)
+
+        return answer
+
+    def go_on() -> int:
+        with serving(limited(next(limits))) as server:
+            return evaluate(problems, out, "--server", server.address, "--concurrency", "1")
+
+    part = out.with_suffix(".jsonl.part")
+    assert go_on() == 2
+    assert not part.exists(), "nothing came, nothing is left"
+    assert go_on() == 2
+    assert len(part.read_bytes().splitlines()) == 2
+    assert go_on() == 2
+    lines = part.read_bytes().splitlines(True)
+    assert len(lines) == 1 + 7
+    answered.pop()  # a kill while the last one was written
+    part.write_bytes(b"".join(lines).removesuffix(b"\n"))
+    assert go_on() == 2
+    assert go_on() == 0
+    assert sorted(answered) == sorted(set(answered)) and len(answered) == NUM_PROBLEMS * SAMPLES
+    assert "402" in capsys.readouterr().err
+    for suffix in (".json", ".jsonl"):
+        assert out.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
+    assert not part.exists()
+
+
+def test_a_kill_while_a_units_responses_are_written_asks_for_none_again(
+    problems: Path, tiny: Callable[[Body], Reply], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archer.evaluate, "UNIT", 2 * SAMPLES)
+    whole, out = tmp_path / "whole.json", tmp_path / "out.json"
+    taken: list[bytes] = []
+    remove = Path.unlink
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "whole.jsonl.part":
+            taken.append(self.read_bytes())
+        remove(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with serving(tiny) as server:
+        assert evaluate(problems, whole, "--server", server.address) == 0
+    lines = taken[0].splitlines(True)
+    assert len(lines) == 1 + 2 * NUM_PROBLEMS * SAMPLES
+    unit = 2 * SAMPLES  # lines are: header, a unit's completions, its responses, and so on
+    for num_lines, num_kept in [(1 + unit + 2, unit), (1 + 2 * unit, unit), (1 + 3 * unit, 12)]:
+        out.with_suffix(".jsonl.part").write_bytes(b"".join(lines[:num_lines]) + b'{"id"')
+        with serving(tiny) as server:
+            assert evaluate(problems, out, "--server", server.address) == 0
+        assert len(server.asked) == NUM_PROBLEMS * SAMPLES - num_kept
+        for suffix in (".json", ".jsonl"):
+            again = out.with_suffix(suffix)
+            assert again.read_bytes() == whole.with_suffix(suffix).read_bytes()
+            again.unlink()
+
+
 def test_in_chat_no_tokenizer_is_needed(
     problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
