@@ -294,13 +294,20 @@ def _finish(
     out: Path,
     ks: Sequence[int],
 ) -> Evaluation:
-    """Writes result and responses. The part goes last: until then all of this can be repeated."""
+    """Writes result and responses. The part goes last: until then all of this can be repeated.
+
+    ValueError where no verdict is left to score; the responses are in OUT.errors.jsonl then.
+    """
     try:
         evaluation = score_answers(unfinished.answers, data, config, ks)
-    except ValueError:
-        # All verdicts are errors. Kept, they would outlive the verifier's being mended.
+    except ValueError as error:
+        # All verdicts are errors. In the part they would outlive the verifier's being mended.
+        responses = out.with_suffix(".errors.jsonl")
+        unfinished.write_responses(responses)
         part_of(out).unlink(missing_ok=True)
-        raise
+        raise ValueError(
+            f"{error} and judge what was sampled: archer grade {responses} --out FILE"
+        ) from None
     evaluation = replace(evaluation, model=subject.label)
     unfinished.write_responses(out.with_suffix(".jsonl"))
     write_result(out, evaluation)

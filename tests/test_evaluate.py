@@ -467,8 +467,12 @@ def test_mistake_41_what_could_not_be_scored_is_no_zero_and_no_result(
     found = read_evaluation(evaluated("some", "bad", "good", "bad"))
     assert found.score["mean"] == 1
     assert found.outcomes["error"] == 2 and found.outcomes["wrong"] == 0
-    with pytest.raises(ValueError, match=r"is a grader error, the first one .*KeyError"):
+    with pytest.raises(ValueError, match=r"is a grader error, the first one .*KeyError") as refused:
         evaluated("none", "bad", "bad")
+    sampled = tmp_path / "none.errors.jsonl"
+    assert f"archer grade {sampled} --out" in str(refused.value)
+    assert len(sampled.read_bytes().splitlines()) == 2, "what was sampled is not lost"
+    assert main(["grade", str(sampled), "--out", str(tmp_path / "verdicts.jsonl"), "--quiet"]) == 0
     assert not list(tmp_path.glob("none.json*")), "or the next attempt would take it for a result"
     assert read_evaluation(evaluated("none", "good", "good")).score["mean"] == 1
 
