@@ -304,14 +304,14 @@ def _finish(
         # All verdicts are errors. In the part they would outlive the verifier's being mended.
         responses = out.with_suffix(".errors.jsonl")
         unfinished.write_responses(responses)
-        part_of(out).unlink(missing_ok=True)
+        unfinished.remove()
         raise ValueError(
             f"{error} and judge what was sampled: archer grade {responses} --out FILE"
         ) from None
     evaluation = replace(evaluation, model=subject.label)
     unfinished.write_responses(out.with_suffix(".jsonl"))
     write_result(out, evaluation)
-    part_of(out).unlink(missing_ok=True)
+    unfinished.remove()
     return evaluation
 
 

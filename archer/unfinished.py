@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -60,11 +60,13 @@ class Unfinished:
 
     def __init__(
         self,
+        path: Path,
         file: IO[bytes],
         begin: int,
         units: list[list[Answers]],
         kept: dict[Name, Kept],
     ) -> None:
+        self._path = path
         self._file = file
         self._begin = begin
         self.num_units = len(units)
@@ -96,6 +98,12 @@ class Unfinished:
         self._file.seek(self._begin)
         with written_whole(path) as file:
             file.writelines(line for line in self._file if not line.startswith(KEPT))
+
+    def remove(self) -> None:
+        """Removes the file, unless another process has put its own in the place (archer.watch)."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+                self._path.unlink()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,13 +164,13 @@ def open_unfinished(
         lock(file, f"{path} is in use by another process; wait for it, or give another --out")
         _check_header(file.readline(), json.loads(to_line(header)), path)
         begin = file.tell()
-        unfinished = Unfinished(file, begin, *_whole_units(file, units, samples))
+        unfinished = Unfinished(path, file, begin, *_whole_units(file, units, samples))
         file.truncate()
         try:
             yield unfinished
         finally:
             if not unfinished.answers and not unfinished.kept:
-                path.unlink()
+                unfinished.remove()
 
 
 def _check_header(line: bytes, wanted: dict[str, Any], path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +279,17 @@ def test_two_processes_do_not_write_one_result(problems: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match="in use by another process"):
             second.__enter__()
     assert not (tmp_path / "a.jsonl.part").exists()
+
+
+def test_whoever_lost_its_file_to_another_leaves_that_one_be(tmp_path: Path) -> None:
+    """A watcher that slept too long wakes up when another has taken over with a copy."""
+    part, asked = tmp_path / "a.jsonl.part", [load_source("arithmetic", count=2)]
+    with ExitStack() as other:
+        with open_unfinished(part, {"seed": 0}, asked, 3):
+            os.replace(shutil.copyfile(part, tmp_path / "copy"), part)
+            other.enter_context(open_unfinished(part, {"seed": 0}, asked, 3))
+        assert part.exists()
+    assert not part.exists()
 
 
 def test_a_file_system_without_locks_is_no_other_process(
