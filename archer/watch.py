@@ -64,7 +64,7 @@ from archer.evaluate_model import (
     open_sampler,
     part_of,
 )
-from archer.export import RECIPE, Checkpoint, export, is_checkpoint, is_run
+from archer.export import Checkpoint, export, is_checkpoint, is_run
 from archer.merge import find_sharded
 from archer.run import checkpoint_steps, read_checkpoint
 from archer.scores import Evaluation, read_evaluation
@@ -222,12 +222,13 @@ class Source:
         return found
 
     def is_complete(self, path: Path, now: float) -> bool:
-        """Whether nothing more is written to it. What is copied may still be damaged."""
+        """Whether nothing more is written to it, as far as can be told: what is copied may still be
+        damaged, and no file of an export says that all others are there."""
         if self.is_run:
             return is_checkpoint(path)
         with suppress(FileNotFoundError):
             changed = max(each.stat().st_mtime for each in [path, *path.rglob("*")])
-            return (path / RECIPE).is_file() or now - changed > QUIET
+            return now - changed > QUIET
         return False
 
     def is_finished(self) -> bool:

@@ -495,12 +495,47 @@ def test_something_to_score_by_is_needed(
 # ------------------------------------------------------------------ other folders
 
 
+def rest_a_minute(folder: Path) -> None:
+    """As if nothing in it had changed for a while."""
+    at = time.time() - archer.watch.QUIET - 5
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (at, at))
+
+
+def test_an_export_that_is_being_copied_here_is_not_taken(
+    trained: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export(checkpoint(run, 1), tmp_path / "mine-1", dtype="float32", terminal=QUIET)
+    folder, whole = tmp_path / "exports", tmp_path / "mine-1"
+    (folder / "mine-1").mkdir(parents=True)
+    for name in ("archer.toml", "config.json"):
+        shutil.copy(whole / name, folder / "mine-1")
+    left = [path for path in whole.iterdir() if not (folder / "mine-1" / path.name).exists()]
+
+    def sleep(seconds: float) -> None:
+        assert not list((folder / "watch").glob("step-*")), "it is not yet whole"
+        if left:
+            shutil.copy(left.pop(0), folder / "mine-1")
+        else:
+            rest_a_minute(folder / "mine-1")
+
+    monkeypatch.setattr(archer.watch, "sleep", sleep)
+    assert main(command(trained, folder, names=["others"])) == 0
+    assert not left and (folder / "watch" / "step-000001-others.json").exists()
+    assert "trying again" not in capsys.readouterr().out
+
+
 def test_a_folder_of_exports_is_watched_by_the_numbers_in_their_names(
     trained: Path, run: Path, tmp_path: Path, sampled: Sampled
 ) -> None:
     folder = tmp_path / "exports"
     export(checkpoint(run, 1), folder / "mine-1", dtype="float32", terminal=QUIET)
     shutil.copytree(folder / "mine-1", folder / "mine-3")
+    rest_a_minute(folder)
     asked = command(trained, folder, names=["others"])
     assert main(asked) == 0
     found = sorted(path.name for path in (folder / "watch").glob("step-*.json"))
@@ -532,9 +567,7 @@ def test_what_many_ranks_wrote_is_exported_first_and_taken_when_it_is_quiet(
     def sleep(seconds: float) -> None:
         assert not list((folder / "watch").glob("step-*")), "it was written a moment ago"
         waits.append(seconds)
-        for path in [folder / "global_step_20", *(folder / "global_step_20").rglob("*")]:
-            at = time.time() - archer.watch.QUIET - 5
-            os.utime(path, (at, at))
+        rest_a_minute(folder / "global_step_20")
 
     monkeypatch.setattr(archer.watch, "sleep", sleep)
 
