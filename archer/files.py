@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -47,6 +47,24 @@ def lock(file: IO[bytes], refusal: str) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise ValueError(refusal) from None
+
+
+@contextmanager
+def one_at_a_time(path: Path, tell: Callable[[], None]) -> Iterator[None]:
+    """A block that one process at a time is in; `tell` is called where another has to be waited
+    for. They meet at `path`, an empty file that remains.
+
+    Where the file system has no locks nobody waits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                tell()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from archer.data.problems import nearest
+from archer.files import one_at_a_time
 from archer.prepare import prepare
 from archer.prepare.named import find_parts
 from archer.terminal import Terminal, table
@@ -150,11 +151,18 @@ def laid_over(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suite_problems(name: str, terminal: Terminal) -> Path:
-    """The file of a suite's problems, prepared where it is not there yet."""
+    """The file of a suite's problems, prepared where it is not there yet, by one process alone."""
     suite, path = find_suite(name), FOLDER / f"{name}.jsonl"
-    if not path.exists():
-        terminal.say(f"{name}: its problems are prepared into {path}")
-        prepare(suite.data, path, args=suite.args, terminal=terminal)
+    if path.exists():
+        return path
+
+    def tell() -> None:
+        terminal.say(f"{name}: another process prepares its problems; waiting for it")
+
+    with one_at_a_time(FOLDER / f".{name}.lock", tell):
+        if not path.exists():
+            terminal.say(f"{name}: its problems are prepared into {path}")
+            prepare(suite.data, path, args=suite.args, terminal=terminal)
     return path
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
 from archer.cli import main
 from archer.data.problems import read_problems
 from archer.evaluate_model import evaluation_config, find_subject, sections
+from archer.prepare import prepare
 from archer.prepare.named import WINDOWS
 from archer.suites import SUITES, laid_over, listed, suite_problems, unexpected
 from archer.terminal import Terminal
+from tests.children import SECONDS
 from tests.held import fill
 from tests.local_hub import Hub, reached
 from tests.needs import needs_sandbox
@@ -85,6 +90,28 @@ def test_a_suite_prepares_its_problems_once_and_says_how_many_are_missing(
     asked = len(hub.asked)
     assert main(["eval", "tiny", "--suite", "math500", *SHORT]) == 0
     assert len(hub.asked) == asked
+
+
+def test_two_that_need_a_suite_at_once_prepare_it_once(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(hub, "math500", tmp_path)
+    said: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(Terminal, "say", lambda self, line: said.put(line))
+    terminal = Terminal()
+    with ThreadPoolExecutor() as other:
+        found: list[Future[Path]] = []
+
+        def slow(*arguments: Any, **more: Any) -> Any:
+            assert not found, "it is there already"
+            said.get()
+            found.append(other.submit(suite_problems, "math500", terminal))
+            assert "another process prepares its problems" in said.get(timeout=SECONDS)
+            return prepare(*arguments, **more)
+
+        monkeypatch.setattr("archer.suites.prepare", slow)
+        path = suite_problems("math500", terminal)
+        assert found[0].result(SECONDS) == path and path.exists()
 
 
 def test_a_suite_can_be_scored_on_a_file(hub: Hub, tmp_path: Path) -> None:
