@@ -256,7 +256,10 @@ def _written_aside(out: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        for path in aside.iterdir():
+        for path in [aside, *aside.rglob("*")]:
+            if path.is_dir():  # a tokenizer's further templates lie in one
+                sync_folder(path)
+                continue
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         os.rename(aside, out)

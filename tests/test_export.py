@@ -221,6 +221,23 @@ def test_a_template_file_goes_with_the_tokenizer(tmp_path: Path) -> None:
     assert load_config(tmp_path / "out" / "archer.toml").prompt.template == "model"
 
 
+def test_a_model_with_several_templates_keeps_them_all(run: Path, tmp_path: Path) -> None:
+    """Those beside the default one lie in a folder of their own."""
+    tokenizer = tiny_tokenizer()
+    templates = {"default": tokenizer.chat_template or "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.chat_template = templates
+    base, again = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(run.parent / "base", base)
+    tokenizer.save_pretrained(base)
+    shutil.copytree(run, again)
+    config = (again / "config.toml").read_text()
+    (again / "config.toml").write_text(config.replace(str(run.parent / "base"), str(base)))
+    export(again, tmp_path / "out", dtype="float32", terminal=Terminal(quiet=True))
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").is_file()
+    exported: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.chat_template == templates
+
+
 def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty; name a new folder"):
