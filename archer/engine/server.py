@@ -188,6 +188,8 @@ class Server:
                 answer = await client.post(url, json=body)
             except httpx2.TransportError as error:
                 trouble = f"cannot be reached ({_one_line(error)})"
+            except httpx2.DecodingError as error:
+                raise _garbled(url, error) from error
             else:
                 if answer.status_code == 200:
                     return answer
@@ -334,11 +336,20 @@ def _headers() -> dict[str, str]:
 
 def _listed(url: str) -> tuple[str, ...]:
     """The names of a server's models."""
+    headers = _headers()
     try:
-        answer = httpx2.get(f"{url}/models", headers=_headers(), timeout=CONNECT_SECONDS)
-    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        answer = httpx2.get(f"{url}/models", headers=headers, timeout=CONNECT_SECONDS)
+    except httpx2.DecodingError as error:
+        raise _garbled(f"{url}/models", error) from error
+    except (httpx2.RequestError, httpx2.InvalidURL, UnicodeError) as error:
         raise ValueError(
             f"{url} cannot be reached ({_one_line(error)}): start the server, or correct --server"
+        ) from error
+    except (ImportError, ValueError) as error:  # before anything is sent
+        raise ValueError(
+            f"{url} cannot be asked by way of the proxy that the environment names "
+            f"({_one_line(error)}): install what that one needs, or unset ALL_PROXY, HTTPS_PROXY "
+            "and HTTP_PROXY"
         ) from error
     if answer.status_code != 200:
         cure = "try again when it is ready"
@@ -417,10 +428,17 @@ def _checked(kind: type[M], answer: httpx2.Response) -> M:
 
 
 def _unfit(answer: httpx2.Response, fault: str) -> ValueError:
-    said = shown(" ".join(answer.text.split()), SHOWN)
+    said = shown(_hidden(" ".join(answer.text.split())), SHOWN)
     return ValueError(
-        f"{answer.url} does not answer as an OpenAI-compatible server ({fault}) but {said}: "
-        "correct --server, or see to it"
+        f"{answer.url} does not answer as an OpenAI-compatible server ({_hidden(fault)}) but "
+        f"{said}: correct --server, or see to it"
+    )
+
+
+def _garbled(url: str, error: httpx2.DecodingError) -> ValueError:
+    """For a body that is not in the encoding that its headers name."""
+    return ValueError(
+        f"{url} sends what cannot be read ({_one_line(error)}): correct --server, or see to it"
     )
 
 

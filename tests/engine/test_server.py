@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from tests.openai_server import Body, OpenAIServer, Reply, completion, message, 
 
 SAMPLING = Sampling(max_tokens=8, temperature=0.7, top_p=0.9)
 KEY = "sk-of-a-test"
+NO_GZIP = Reply(body=b"{}", headers={"Content_Encoding": "gzip"})
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +244,7 @@ def test_a_thought_stands_before_its_answer_and_is_closed_where_there_is_one(
         (Reply(body=b"\xff\xfe"), "Invalid JSON"),
         (Reply(body=b"[]"), "Input should be an object"),
         (told({"usage": {}}), "choices: Field required"),
+        (NO_GZIP, "sends what cannot be read"),
         (told({"choices": []}), "choices: List should have at least 1 item"),
         (told({"error": {"message": "out of credits"}}), "out of credits"),
         (completion(text=5), "choices.0.text: Input should be a valid string"),  # type: ignore[arg-type]
@@ -259,6 +262,15 @@ def test_an_answer_that_is_none_is_told_and_not_asked_for_again(reply: Reply, wo
     said, times = refusal(lambda body: reply)
     assert words in said
     assert times == 1
+
+
+def test_the_key_is_not_shown_where_a_server_repeats_what_it_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for reply in (told({"you sent": f"Bearer {KEY}"}), completion(finish_reason=KEY)):
+        said, _ = refusal(lambda body, reply=reply: reply)  # type: ignore[misc]
+        assert KEY not in said and "..." in said
 
 
 # ------------------------------------------------------------------ when
@@ -456,12 +468,16 @@ def test_a_wrong_address_is_found_before_anything_is_asked() -> None:
         server.models = told({"data": [{"name": "x"}]})
         with pytest.raises(ValueError, match="does not answer as an OpenAI-compatible server"):
             opened(server)
+        server.models = NO_GZIP
+        with pytest.raises(ValueError, match=r"sends what cannot be read .* correct --server"):
+            opened(server)
         with pytest.raises(ValueError, match="--concurrency 0"):
             opened(server, concurrency=0)
     with pytest.raises(ValueError, match=r"cannot be reached .* start the server"):
         opened(server)
-    with pytest.raises(ValueError, match="cannot be reached"):
-        open_server(Address(url="http://not a host/v1"))
+    for url in ("http://not a host/v1", "http://a..b:1", f"http://{'a' * 70}.com"):
+        with pytest.raises(ValueError, match=r"cannot be reached .* or correct --server"):
+            open_server(Address(url=url))
     for url in (
         "localhost:8000",
         "ftp://x",
@@ -475,6 +491,17 @@ def test_a_wrong_address_is_found_before_anything_is_asked() -> None:
     with pytest.raises(ValueError, match="is no address of a server") as refused:
         open_server(Address(url="http://me:secret@x"))
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "what://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # importing it is an error now
+    with serving() as server, pytest.raises(ValueError, match="unset ALL_PROXY") as refused:
+        opened(server)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_model_is_the_one_named_or_the_own_one_or_the_only_one() -> None:
