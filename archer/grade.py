@@ -26,7 +26,7 @@ from archer.files import written_whole
 from archer.records import verdict_row
 from archer.terminal import Terminal, table
 from archer.types import OUTCOMES, Problem, Verdict
-from archer.verify.code import check_sandbox
+from archer.verify.code import below_full, check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
 from archer.verify.verifiers import VERIFIERS
@@ -79,10 +79,8 @@ def grade(
     total = verifiers.total()
     if not total:
         raise ValueError(f"{file}: the file is empty; write at least one row into it")
-    if verifiers["code"]:
-        level = check_sandbox(policy.sandbox)
-        if level != "full":
-            terminal.say(f"programs run at sandbox level {level}: see docs/sandbox.md")
+    if verifiers["code"] and (said := below_full(check_sandbox(policy.sandbox))):
+        terminal.say(said)
     # As the card gives them back, with lists for tuples, or no grading would go on.
     facts = json.loads(json.dumps({"input_hash": _hash(file), **asdict(policy)}))
     card = out.with_name(f"{out.name}.card.json")

@@ -44,6 +44,8 @@ class Data:
     counts: tuple[SourceCount, ...]
     overlong_dropped: int
     longest_prompt: int
+    sandbox: str = ""
+    """The level that programs run at; empty where no problem wants any."""
     suite: str = ""
     """Name of the suite that the evaluation problems are, if they are one (archer.suites)."""
     sampler: str = ""
@@ -91,8 +93,9 @@ def load_data(config: Config, *, chat: bool = False) -> Data:
         _specs(config.data.train), _specs(config.data.evaluate), verifiers=VERIFIERS
     )
     check_verifiers([*train, *evaluate])
+    sandbox = ""
     if any(problem.verifier == "code" for problem in [*train, *evaluate]):
-        check_sandbox(config.verify.sandbox)
+        sandbox = check_sandbox(config.verify.sandbox)
     renderer = _renderer(config, chat=chat)
     render = cached_render(renderer)
     limit = config.data.max_prompt_tokens
@@ -121,6 +124,7 @@ def load_data(config: Config, *, chat: bool = False) -> Data:
         counts=counts,
         overlong_dropped=dropped,
         longest_prompt=longest,
+        sandbox=sandbox,
     )
 
 

@@ -57,6 +57,7 @@ from archer.setup import Data, check_recipe, environment, load_data, open_engine
 from archer.sinks import Sink, check_sinks, open_sinks
 from archer.terminal import Terminal
 from archer.types import OUTCOMES, Group
+from archer.verify.code import below_full
 from archer.verify.pool import Verifiers
 
 
@@ -136,6 +137,8 @@ def _train(
             f"{len(data.train)} problems to learn from, {len(data.evaluate)} to be judged by"
             + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
         )
+        if said := below_full(data.sandbox):
+            terminal.say(said)
         recipe = config.model_dump(mode="json")
         with (
             closing(open_engine(config, terminal.say)) as engine,

@@ -23,6 +23,7 @@ from archer.prepare.references import (
     open_known,
     trials,
 )
+from archer.terminal import Terminal
 from archer.types import Outcome, Problem
 from tests.killed import STRIDE, Killed, killing, moments
 from tests.local_hub import Hub, running
@@ -198,6 +199,20 @@ def test_the_card_does_not_depend_on_how_many_are_judged_at_once(
         cards.append((done.out.read_bytes(), done.card.read_bytes()))
     assert cards[0] == cards[1] == cards[2]
     assert len(done.dropped) == 3
+
+
+@needs_sandbox
+@pytest.mark.parametrize("level", ["restricted", "full"])
+def test_a_sandbox_below_full_is_said_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    level: str,
+) -> None:
+    monkeypatch.setattr("archer.prepare.references.check_sandbox", lambda asked: level)
+    prepared(tmp_path, MBPP, MBPP | {"text": "Add again."}, terminal=Terminal())
+    said = "programs run at sandbox level restricted: see docs/sandbox.md\n"
+    assert capsys.readouterr().out == (said if level == "restricted" else "")
 
 
 def test_two_processes_do_not_prepare_one_file(tmp_path: Path) -> None:

@@ -240,3 +240,17 @@ def test_a_greedy_answer_that_was_not_judged_has_no_reward(own_module: Path) -> 
         found = greedy_rewards(engine, verifiers, groups, data.render, config.rollout)
     assert found[1] is None
     assert found[0] is not None and found[2] is not None
+
+
+def test_a_sandbox_below_full_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("archer.setup.check_sandbox", lambda asked: "restricted")
+    answer = {"kind": "stdin", "tests": [{"input": "", "output": "1"}]}
+    row = {"id": "a", "prompt": "Print 1.", "verifier": "code", "answer": answer}
+    (tmp_path / "code.jsonl").write_text(json.dumps(row) + "\n")
+    evaluate = f'data.evaluate=[{{ source = "{tmp_path}/code.jsonl" }}]'
+    overrides = [evaluate, "eval.max_tokens=2"]
+    train(load_config(write_recipe(tmp_path), overrides), tmp_path / "run", Terminal())
+    said = capsys.readouterr().out
+    assert said.count("programs run at sandbox level restricted: see docs/sandbox.md\n") == 1

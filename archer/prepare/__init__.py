@@ -134,7 +134,7 @@ def prepare(
         candidates = _sieve(raw.rows, (filters or {}).values(), written, tally, advance)
         known = out.with_name(f".{out.name}.judged")
         verdicts = stack.enter_context(open_known(known, is_used=check))
-        tester = stack.enter_context(_open_tester(verdicts)) if check else None
+        tester = stack.enter_context(_open_tester(verdicts, terminal)) if check else None
         problems = _chosen(candidates, tester, limit, written, tally)
         card_file, file = (stack.enter_context(written_whole(path)) for path in (card, out))
         hash = problems_hash(_through(problems, file, limit, verifiers))
@@ -503,11 +503,11 @@ def _sieve(
 
 
 @contextmanager
-def _open_tester(verdicts: Known) -> Iterator[Tester]:
+def _open_tester(verdicts: Known, terminal: Terminal) -> Iterator[Tester]:
     """Whoever tries references, and keeps what it has found."""
     policy = Policy(cpu_seconds=CPU_SECONDS)
     with WorkerPool(workers=num_cores(), policy=policy) as pool:
-        yield Tester(pool, verdicts, policy, window=WINDOW * num_cores())
+        yield Tester(pool, verdicts, policy, window=WINDOW * num_cores(), say=terminal.say)
 
 
 CPU_SECONDS = 20.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from archer.data.problems import canonical, to_row
 from archer.data.sources import Dropped
 from archer.files import lock
 from archer.types import Outcome, Problem, Verdict
-from archer.verify.code import check_sandbox
+from archer.verify.code import below_full, check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import Ticket, WorkerPool
 from archer.verify.verifiers import QUICK
@@ -151,10 +151,21 @@ class _Waiting:
 
 
 class Tester:
-    """Judges the trials of many problems at once, and gives the problems back in their order."""
+    """Judges the trials of many problems at once, and gives the problems back in their order.
 
-    def __init__(self, pool: WorkerPool, known: Known, policy: Policy, *, window: int) -> None:
-        self._pool, self._known, self._policy = pool, known, policy
+    say: hears at which level programs run, if that is below full.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        known: Known,
+        policy: Policy,
+        *,
+        window: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._pool, self._known, self._policy, self._say = pool, known, policy, say
         self._waiting: deque[_Waiting] = deque()
         self.window = window
         self._submitted = 0
@@ -171,7 +182,8 @@ class Tester:
         self._submitted += 1
         waiting = _Waiting(problem=problem, trials=[])
         if problem.verifier == "code" and not self._has_sandbox:
-            check_sandbox(self._policy.sandbox)
+            if said := below_full(check_sandbox(self._policy.sandbox)):
+                self._say(said)
             self._has_sandbox = True
         for trial in trials(problem, reference):
             is_quick = problem.verifier in QUICK  # those take less time than to be kept

@@ -130,6 +130,13 @@ def check_sandbox(level: str) -> str:
     return verdict.sandbox
 
 
+def below_full(level: str) -> str:
+    """What is to be said of a level that `check_sandbox` found; "" where nothing is."""
+    if level in ("", "full"):
+        return ""
+    return f"programs run at sandbox level {level}: see docs/sandbox.md"
+
+
 _NOTHING = {"input": "", "output": ""}
 
 
