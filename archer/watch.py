@@ -594,11 +594,14 @@ def _files(out: Path) -> dict[str, str]:
 
 
 def _link_files(source: Path, target: Path) -> None:
-    """A folder of hard links to the files of another."""
-    target.mkdir()
-    for path in sorted(source.rglob("*")):
-        new = target / path.relative_to(source)
-        if path.is_dir():
-            new.mkdir()
-        else:
-            os.link(path, new)
+    """A folder of hard links to the files of another; symbolic links are followed, for they may go
+    with the checkpoint, and a relative one leads elsewhere from here."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, _, names in os.walk(source, onerror=refuse, followlinks=True):
+        new = target / Path(folder).relative_to(source)
+        new.mkdir()
+        for name in names:
+            os.link(os.path.realpath(Path(folder, name)), new / name)

@@ -553,6 +553,32 @@ def test_a_folder_of_exports_is_watched_by_the_numbers_in_their_names(
     assert main(asked) == 0 and sampled.count == done
 
 
+def test_an_export_of_links_is_held_as_the_files_that_they_lead_to(
+    trained: Path, run: Path, tmp_path: Path, sampled: Sampled
+) -> None:
+    """As the hub's cache has them: relative ones, which lead elsewhere from another folder."""
+    export(checkpoint(run, 1), tmp_path / "blobs", dtype="float32", terminal=QUIET)
+    (tmp_path / "blobs" / "sub").mkdir()
+    (tmp_path / "blobs" / "sub" / "note").write_text("own")
+    linked = tmp_path / "exports" / "mine-1"
+    linked.mkdir(parents=True)
+    for path in (tmp_path / "blobs").iterdir():
+        (linked / path.name).symlink_to(f"../../blobs/{path.name}")
+    rest_a_minute(linked)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    sampled.before[1] = stop
+    asked = command(trained, tmp_path / "exports", names=["others"])
+    assert main(asked) == 130
+    held = tmp_path / "exports" / "watch" / "held-step-000001"
+    assert contents(held) == contents(tmp_path / "blobs")
+    assert not any(path.is_symlink() for path in held.rglob("*"))
+    assert main(asked) == 0
+    assert (tmp_path / "exports" / "watch" / "step-000001-others.json").exists()
+
+
 def test_what_many_ranks_wrote_is_exported_first_and_taken_when_it_is_quiet(
     trained: Path, tmp_path: Path, sampled: Sampled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
