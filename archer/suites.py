@@ -54,7 +54,8 @@ PAPER = "Archer, ASPO"
 SCRIPTS = "Archer's scripts"
 """What was released with them: another top-p, and half the samples of AIME."""
 RUNNER = "LiveCodeBench"
-"""What its runner takes by default (arXiv 2403.07974)."""
+"""What its runner takes by default for a model that vLLM samples from (arXiv 2403.07974); to hosted
+services it sends no stop string."""
 EVALPLUS = "EvalPlus"
 """What it takes by default (arXiv 2305.01210): one greedy answer."""
 GREEDY = "GSM8K's paper"
@@ -99,7 +100,7 @@ SUITES: dict[str, Suite] = {
     "livecodebench-official": _contests(
         {"release": "v6"},
         10,
-        {"temperature": 0.2, "top_p": 0.95, "max_tokens": 2000},
+        {"temperature": 0.2, "top_p": 0.95, "max_tokens": 2000, "stop": ("###",)},
         RUNNER,
     ),
     "humaneval": Suite(data="humaneval", settings=_EVALPLUS, origin=EVALPLUS),

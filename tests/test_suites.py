@@ -13,6 +13,7 @@ import pytest
 
 from archer.cli import main
 from archer.data.problems import read_problems
+from archer.evaluate import eval_sampling
 from archer.evaluate_model import evaluation_config, find_subject, sections
 from archer.prepare import prepare
 from archer.prepare.named import WINDOWS
@@ -64,6 +65,18 @@ def test_the_papers_settings() -> None:
     assert [SUITES[f"livecodebench-{v}"].expected for v in ("v5", "v6", "official")] == [
         279, 131, 1055,
     ]  # fmt: skip
+
+
+def test_the_defaults_of_livecodebenchs_runner() -> None:
+    """lcb_runner/runner/parser.py at d48241ce, which vllm_runner.py hands on to the sampler."""
+    official = SUITES["livecodebench-official"].settings
+    assert official == {
+        "samples": 10, "temperature": 0.2, "top_p": 0.95, "max_tokens": 2000, "stop": ("###",),
+    }  # fmt: skip
+    config = evaluation_config(
+        find_subject("tiny"), problems=Path("x.jsonl"), **sections(**official)
+    )
+    assert eval_sampling(config).stop == ("###",)
 
 
 def test_what_is_asked_for_lies_over_the_settings() -> None:
