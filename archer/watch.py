@@ -69,6 +69,7 @@ from archer.merge import find_sharded
 from archer.run import checkpoint_steps, read_checkpoint
 from archer.scores import Evaluation, read_evaluation
 from archer.sinks import Sink, check_sinks, open_sinks
+from archer.suites import unexpected
 from archer.terminal import Terminal
 from archer.unfinished import OtherEvaluation, differences
 from archer.verify.verifiers import VERIFIERS
@@ -156,9 +157,9 @@ def watch(
         check_sinks(config.log.sinks)
         subject = Subject(label=run.resolve().name, recipe=config.model_dump(mode="json"))
         jobs = {name: open_job(subject, by) for name, by in exams.items()}
+        counts = {name: len(data.evaluate) for name, (_, data) in jobs.items()}
     else:  # settings are checked by the first that is complete
-        for by in exams.values():
-            train_and_eval([], [SourceSpec(source=str(by.problems))], verifiers=VERIFIERS)
+        counts = {name: _num_problems(by) for name, by in exams.items()}
     out = out or run / "watch"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -166,6 +167,9 @@ def watch(
         raise ValueError(
             f"{out}: cannot be written to ({error.strerror}); give another --out"
         ) from None
+    for name, by in exams.items():
+        if by.suite and (note := unexpected(by.suite, counts[name])):
+            terminal.say(note)
     with (
         closing(Claims(out / ".claims")) as claims,
         closing(Services(run, out, config)) as services,
@@ -277,6 +281,13 @@ def _by_name(exams: Sequence[Asked]) -> dict[str, Asked]:
             )
         found[name] = by
     return found
+
+
+def _num_problems(by: Asked) -> int:
+    """How many problems there are; ValueError for a file that is wrong."""
+    spec = SourceSpec(source=str(by.problems))
+    _, problems, _ = train_and_eval([], [spec], verifiers=VERIFIERS)
+    return len(problems)
 
 
 # ------------------------------------------------------------------ evaluating it

@@ -463,7 +463,11 @@ def test_wherever_it_is_killed_the_same_command_leaves_what_an_unbroken_one_does
 
 
 def test_a_suite_scores_by_its_own_settings_beside_problem_files(
-    trained: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evals" / "suites").mkdir(parents=True)
@@ -475,6 +479,13 @@ def test_a_suite_scores_by_its_own_settings_beside_problem_files(
     suite, own = (json.loads((run / "watch" / name).read_text())["settings"] for name in found)
     assert (suite["suite"], suite["sampling"]["temperature"]) == ("gsm8k", 0.0)
     assert ("suite" in own, own["sampling"]["temperature"]) == (False, 1.0)
+    said = capsys.readouterr().out
+    assert said.count("gsm8k: 2 problems are scored, and others count 1319") == 1
+    export(checkpoint(run, 1), tmp_path / "exports" / "mine-1", dtype="float32", terminal=QUIET)
+    rest_a_minute(tmp_path / "exports" / "mine-1")
+    asked = ["watch", "exports", "--suite", "gsm8k", "--once", "--poll", "0.1"]
+    assert main([*asked, "--max-tokens", "5"]) == 0
+    assert "gsm8k: 2 problems are scored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
