@@ -200,14 +200,17 @@ def open_local_engine(config: Config) -> LocalEngine:
 
 
 def open_verifiers(config: Config, engine: Generates) -> Verifiers:
-    """Verifiers on the machines where the engine is: so far that is always this one.
+    """Verifiers on the machines where the engine is.
 
     No process starts before the first verdict that needs one.
     """
+    policy, verify = judging(config), config.verify
+    if isinstance(engine, Engine) and config.engine == "cluster":
+        from archer.engine.cluster.judges import open_judges
+
+        return open_judges(policy, workers=verify.workers, step_seconds=verify.step_seconds)
     return WorkerPool(
-        workers=config.verify.workers or num_cores(),
-        policy=judging(config),
-        step_seconds=config.verify.step_seconds,
+        workers=verify.workers or num_cores(), policy=policy, step_seconds=verify.step_seconds
     )
 
 

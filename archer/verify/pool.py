@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -91,6 +91,7 @@ class WorkerPool:
 
     wall_factor: times the CPU seconds, after which a worker that says nothing is killed.
     step_seconds: how long `collect` waits in all. What is not judged by then ends as `error`.
+    start_worker: gives a worker elsewhere; called in the thread that will use it.
 
     Workers start with the first response that needs one.
     """
@@ -102,6 +103,7 @@ class WorkerPool:
         policy: Policy | None = None,
         wall_factor: float = 8.0,
         step_seconds: float = math.inf,
+        start_worker: Callable[[], Worker] | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"{workers} workers cannot judge; make it at least 1")
@@ -116,7 +118,8 @@ class WorkerPool:
         self._open: dict[Ticket, _Task] = {}
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._closing = False
-        self._workers: set[_Worker] = set()
+        self._start: Callable[[], Worker] = start_worker or LocalWorker
+        self._workers: set[Worker] = set()
         self._threads: list[threading.Thread] = []
         self._num_workers = workers
 
@@ -201,7 +204,7 @@ class WorkerPool:
 
     def _serve(self) -> None:
         """In a thread of its own: hands tasks to one worker, and replaces it when it dies."""
-        worker: _Worker | None = None
+        worker: Worker | None = None
         while (task := self._tasks.get()) is not None:
             if task.ticket.done():
                 continue  # it is too late for it
@@ -216,7 +219,7 @@ class WorkerPool:
                 self._counts["seconds/verify_queue"] += waited
             self._settle(task, verdict)
 
-    def _judge(self, task: _Task, worker: _Worker | None) -> tuple[Verdict, _Worker | None]:
+    def _judge(self, task: _Task, worker: Worker | None) -> tuple[Verdict, Worker | None]:
         """The verdict, and the worker that lives on."""
         try:
             request = self._request(task)
@@ -227,9 +230,9 @@ class WorkerPool:
             try:
                 worker = worker or self._start_worker()
                 return worker.judge(request, self._wall_seconds), worker
-            except _Silent as silence:
+            except WorkerSilent as silence:
                 verdict = Verdict(outcome="limit", score=0.0, detail=str(silence))
-            except (_Died, OSError) as fault:
+            except (WorkerDied, OSError) as fault:
                 verdict = _error(str(fault))
             if self._closing:
                 verdict = None
@@ -257,16 +260,16 @@ class WorkerPool:
         }
         return json.dumps(request).encode() + b"\n"
 
-    def _start_worker(self) -> _Worker:
+    def _start_worker(self) -> Worker:
         """Called in the thread that keeps the worker: the kernel ends it when that thread ends."""
         with self._lock:
             if self._closing:
                 raise CancelledError("the verifiers were closed before this verdict")
-            worker = _Worker()
+            worker = self._start()
             self._workers.add(worker)
         return worker
 
-    def _discard(self, worker: _Worker) -> None:
+    def _discard(self, worker: Worker) -> None:
         with self._lock:
             self._workers.discard(worker)
         worker.kill()
@@ -290,15 +293,34 @@ def _error(detail: str) -> Verdict:
     return Verdict(outcome="error", score=0.0, detail=detail[:MAX_DETAIL])
 
 
-class _Died(Exception):
+class WorkerDied(Exception):
     """A worker, or its child, ended without a verdict."""
 
 
-class _Silent(Exception):
+class WorkerSilent(Exception):
     """A verifier said nothing for longer than it may."""
 
 
-class _Worker:
+@runtime_checkable
+class Worker(Protocol):
+    """Judges one response after the other, wherever it is. Used by one thread at a time."""
+
+    alive: bool
+
+    def judge(self, request: bytes, wall_seconds: float) -> Verdict:
+        """The verdict on a request. Raises WorkerSilent or WorkerDied; of use only if `alive`."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it, with all that it has started."""
+        ...
+
+    def bury(self) -> None:
+        """Waits until it is gone. After `kill`."""
+        ...
+
+
+class LocalWorker:
     """One process of archer.verify.worker, with its pipes. Used by one thread at a time."""
 
     def __init__(self) -> None:
@@ -326,22 +348,22 @@ class _Worker:
         self.alive = True
 
     def judge(self, request: bytes, wall_seconds: float) -> Verdict:
-        """The verdict on a request. Raises _Silent or _Died, and is then of use only if `alive`."""
+        """The verdict on a request; see `Worker`."""
         left = memoryview(request)
         deadline = time.monotonic() + START_SECONDS
-        late: Exception = _Died(f"the worker was not ready within {START_SECONDS:g} s")
+        late: Exception = WorkerDied(f"the worker was not ready within {START_SECONDS:g} s")
         while True:
             reply, left = self._exchange(left, deadline, late)
             if "wall_seconds" in reply:  # it limits its programs itself, and should be done by then
                 deadline = time.monotonic() + reply["wall_seconds"]
-                late = _Died("the sandbox has brought no program to its end")
+                late = WorkerDied("the sandbox has brought no program to its end")
             elif "began" in reply:
                 deadline = time.monotonic() + wall_seconds
-                late = _Silent("no answer from the verifier within its wall time")
+                late = WorkerSilent("no answer from the verifier within its wall time")
             elif "verdict" in reply:
                 return Verdict(**reply["verdict"])
             elif "died" in reply:
-                raise _Died(f"the verifier ended without a verdict: {reply['died']}")
+                raise WorkerDied(f"the verifier ended without a verdict: {reply['died']}")
 
     def _exchange(
         self, left: memoryview, deadline: float, late: Exception
@@ -373,7 +395,7 @@ class _Worker:
         chunk = os.read(self._replies, 1 << 16)
         if not chunk:
             self.alive = False
-            raise _Died("the worker ended without a verdict")
+            raise WorkerDied("the worker ended without a verdict")
         self._received += chunk
 
     def _send(self, left: memoryview) -> memoryview:
@@ -383,7 +405,7 @@ class _Worker:
             return left
         except BrokenPipeError:
             self.alive = False
-            raise _Died("the worker ended before it had read the response") from None
+            raise WorkerDied("the worker ended before it had read the response") from None
 
     def kill(self) -> None:
         """Kills the process and its children. Before `bury`: its number is still its own."""

@@ -111,3 +111,9 @@ def counts_its_calls(problem: Problem, reading: Reading) -> Verdict:
 def draws(problem: Problem, reading: Reading) -> Verdict:
     order = "".join({"a", "b", "c", "d", "e", "f"})
     return Verdict(outcome="correct", score=1.0, detail=f"{random.random()} {order}")
+
+
+def sleeps_or_is_right(problem: Problem, reading: Reading) -> bool:
+    """Right where the response is the answer; takes a moment, so that all workers get some."""
+    time.sleep(0.15)
+    return reading.text.strip() == str(problem.answer)

@@ -6,6 +6,7 @@
     pulse     who is still alive
     rank      a process that holds a shard of the learner
     replica   a model that samples, in a process of its own or beside a shard of the learner
+    judges    verifiers on all machines
     fsdp      a model sharded over ranks: its whole tensors, and its checkpoints
     balance   which rank takes which sequences
 

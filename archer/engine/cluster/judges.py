@@ -1,0 +1,130 @@
+"""Verifiers on all machines of a cluster: the pool of `archer.verify.pool`, with workers elsewhere.
+
+The pool beside the loop hands out responses and counts verdicts, as on one machine. On each other
+machine an actor keeps worker processes, a thread for each; on this one the pool keeps its own. A
+machine that is lost costs no verdict: what it was judging is judged again elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from archer.cores import num_cores
+from archer.verdict import Verdict
+from archer.verify.code import check_sandbox
+from archer.verify.policy import Policy
+from archer.verify.pool import LocalWorker, Worker, WorkerDied, WorkerPool, WorkerSilent
+
+NOBODY = object()
+"""Stands where a machine has no more room than others."""
+
+
+class Judge:
+    """Worker processes of one machine, by number."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.workers: dict[int, LocalWorker] = {}
+
+    def cores(self) -> int:
+        """How many workers there is room for. ValueError where programs cannot be judged safely."""
+        check_sandbox(self.policy.sandbox)
+        return num_cores()
+
+    def judge(self, number: int, request: bytes, wall_seconds: float) -> tuple[str, Any, bool]:
+        """What came of a request ("verdict", "silent" or "died"), and whether the worker lives."""
+        worker = self.workers.get(number)
+        if worker is None:
+            worker = self.workers[number] = LocalWorker()
+        try:
+            return "verdict", worker.judge(request, wall_seconds), worker.alive
+        except WorkerSilent as silence:
+            return "silent", str(silence), worker.alive
+        except (WorkerDied, OSError) as fault:
+            return "died", str(fault), worker.alive
+
+    def end(self, number: int) -> None:
+        """Ends a worker, if it was ever started."""
+        worker = self.workers.pop(number, None)
+        if worker is not None:
+            worker.kill()
+            worker.bury()
+
+
+class RemoteWorker:
+    """One worker of another machine's `Judge`, as the pool sees it."""
+
+    def __init__(self, judge: Any, number: int, lost: Callable[[], None]) -> None:
+        self._judge, self._number, self._lost = judge, number, lost
+        self.alive = True
+
+    def judge(self, request: bytes, wall_seconds: float) -> Verdict:
+        """As `archer.verify.pool.Worker`."""
+        try:
+            came, what, self.alive = ray.get(
+                self._judge.judge.remote(self._number, request, wall_seconds)
+            )
+        except RayError:
+            self.alive = False
+            self._lost()
+            raise WorkerDied("the machine that judged it was lost") from None
+        if came == "verdict":
+            verdict: Verdict = what
+            return verdict
+        raise (WorkerSilent if came == "silent" else WorkerDied)(what)
+
+    def kill(self) -> None:
+        with suppress(RayError):
+            self._judge.end.remote(self._number)
+
+    def bury(self) -> None:
+        """The other machine does."""
+
+
+def open_judges(policy: Policy, *, workers: int, step_seconds: float) -> WorkerPool:
+    """A pool over all machines of the cluster that this process has joined.
+
+    workers: on each machine; 0 takes one per core.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]  # type: ignore[no-untyped-call]
+    judges = [_start(policy, node, workers) for node in others]
+    rooms = [num_cores(), *ray.get([judge.cores.remote() for judge in judges])]
+    rooms = [workers or room for room in rooms]
+    # This machine first, then machine by machine in turn: few responses are spread, too.
+    machines = [None, *judges]
+    turns = itertools.zip_longest(
+        *([m] * n for m, n in zip(machines, rooms, strict=True)), fillvalue=NOBODY
+    )
+    places = [machine for turn in turns for machine in turn if machine is not NOBODY]
+    next_place, number = itertools.cycle(places), itertools.count()
+    lost: set[Any] = set()
+    lock = threading.Lock()
+
+    def start_worker() -> Worker:
+        with lock:
+            judge = next(place for place in next_place if place not in lost)
+            if judge is None:
+                return LocalWorker()
+            return RemoteWorker(judge, next(number), lambda: lost.add(judge))
+
+    return WorkerPool(
+        workers=len(places), policy=policy, step_seconds=step_seconds, start_worker=start_worker
+    )
+
+
+def _start(policy: Policy, node: str, workers: int) -> Any:
+    actor = ray.remote(Judge).options(
+        num_cpus=0,
+        max_concurrency=workers or 256,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )
+    return actor.remote(policy)
