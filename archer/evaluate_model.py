@@ -427,6 +427,8 @@ def describe(evaluation: Evaluation, ks: Sequence[int] = ()) -> str:
     rows += [(f"majority@{k}", f"{v:.3f}", voting) for k, v in evaluation.majority_at.items()]
     rows.append(("truncated", f"{evaluation.truncated:.3f}", ""))
     rows.append(("no answer", f"{evaluation.no_answer:.3f}", ""))
+    if evaluation.filtered:
+        rows.append(("filtered", f"{evaluation.filtered:.3f}", ""))
     rows.append(("tokens a response", f"{evaluation.mean_tokens:.1f}", ""))
     for what, parts in (
         ("source", evaluation.by_source),

@@ -49,6 +49,8 @@ class Evaluation:
     """Problems whose answers can be told to be equal: not programs, see `votes`."""
     no_answer: float = 0.0
     """Share of completions in which the verifier found no answer."""
+    filtered: float = 0.0
+    """Share of completions that a service withheld; most have no answer then."""
     by_difficulty: dict[str, float] = field(default_factory=dict)
     """Of the problems whose `meta` holds a "difficulty"; and of those with a "platform"."""
     by_platform: dict[str, float] = field(default_factory=dict)
@@ -141,6 +143,7 @@ def summarise(
         voting=len(ballots),
         truncated=sum(answer.stop == "length" for answer in every) / len(every),
         no_answer=outcomes["no_answer"] / len(every),
+        filtered=sum(answer.stop == "filtered" for answer in every) / len(every),
         outcomes={name: outcomes[name] for name in OUTCOMES},
         by_source=_averages([problem.source for problem in problems], averages),
         by_difficulty=_averages([_meta(each, "difficulty") for each in problems], averages),

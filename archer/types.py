@@ -25,8 +25,9 @@ __all__ = (
     "Verdict",
 )
 
-StopReason = Literal["stop", "length"]
-"""`stop`: a stop token or stop string ended the completion. `length`: the token limit did."""
+StopReason = Literal["stop", "length", "filtered"]
+"""`stop`: a stop token or stop string ended the completion. `length`: the token limit did.
+`filtered`: a service withheld it, or what was to come of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,8 +57,8 @@ SECONDS, SECONDS_PER_TOKEN = 600.0, 0.1
 BUSY = {408, 409, 425, 429}
 """What a server answers that may do better in a moment, beside 500 and above."""
 
-STOPS: dict[str, StopReason] = {"stop": "stop", "content_filter": "stop", "length": "length"}
-"""Reasons to finish that leave a whole answer; `abort` is none of them."""
+STOPS: dict[str, StopReason] = {"stop": "stop", "content_filter": "filtered", "length": "length"}
+"""Reasons to finish that leave an answer; `abort` is none of them."""
 
 WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """What the local sampler does, in words that vLLM, SGLang and llama.cpp agree on."""

@@ -209,7 +209,7 @@ def test_counts_tokens_and_reasons_are_the_servers() -> None:
     assert np.isnan(counted.logps).all() and np.isnan(counted.entropies).all()
     named = one(completion("5", token_ids=[4, 9, 2], usage={"prompt_tokens": 2}))
     assert named.token_ids.tolist() == [4, 9, 2] and named.stop == "stop"
-    assert one(completion("", finish_reason="content_filter")).stop == "stop"
+    assert one(completion("", finish_reason="content_filter")).stop == "filtered"
 
 
 def test_a_text_ends_before_its_first_stop_string() -> None:
@@ -740,6 +740,26 @@ def test_in_chat_no_tokenizer_is_needed(
     assert found.model == "judge-8b"
     assert found.mean_tokens == 7
     assert found.settings["prompt"] == MessageRenderer(system="Add.", suffix=" =").describe()
+
+
+def test_answers_that_the_service_withheld_are_counted_and_said(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else they could not be told from answers in which the model said nothing."""
+    withheld = load_source("arithmetic", count=NUM_PROBLEMS)[0].prompt
+
+    def answer(body: Body) -> Reply:
+        if withheld in body["messages"][-1]["content"]:
+            return message("content_filter", content=None, refusal="no")
+        return message(content="5")
+
+    out = tmp_path / "out.json"
+    with serving(answer) as server:
+        given = ["--problems", str(problems), "--server", server.address, "--chat"]
+        assert main(["eval", "judge", *given, "--out", str(out), "--answer-pattern=number"]) == 0
+    assert read_evaluation(out).filtered == 1 / NUM_PROBLEMS
+    assert [row["stop"] for row in rows(out)].count("filtered") == 1
+    assert ["filtered", "0.200"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 RECIPE = """
