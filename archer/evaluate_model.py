@@ -13,6 +13,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -142,25 +143,28 @@ def evaluate_model(
     out = out or _default_out(subject, by.problems)
     _check_out(out)
 
-    def engine() -> Generates:
-        if vllm is not None:
-            return open_vllm(config, subject.checkpoint, data.longest_prompt, vllm)
-        return served or open_sampler(config, subject.checkpoint)
-
     samples = "1 sample" if config.eval.samples == 1 else f"{config.eval.samples} samples"
     terminal.say(
         f"{subject.label}: {len(data.evaluate)} problems, {samples} each"
         + (f", {data.overlong_dropped} dropped as too long" if data.overlong_dropped else "")
     )
-    evaluation = measure(
-        subject,
-        config,
-        data,
-        out,
-        ks=ks,
-        terminal=terminal,
-        engine=engine,
-    )
+    with ExitStack() as opened:
+
+        def engine() -> Generates:
+            if vllm is None:
+                return served or open_sampler(config, subject.checkpoint)
+            sampler = open_vllm(config, subject.checkpoint, data.longest_prompt, vllm)
+            return opened.enter_context(closing(sampler))
+
+        evaluation = measure(
+            subject,
+            config,
+            data,
+            out,
+            ks=ks,
+            terminal=terminal,
+            engine=engine,
+        )
     notes = [suite and unexpected(suite, evaluation.problems)]
     shown = "\n\n".join(filter(None, [describe(evaluation, ks), *notes]))
     return f"{shown}\n\n{out}, and every response in {out.with_suffix('.jsonl')}"

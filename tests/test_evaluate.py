@@ -6,7 +6,8 @@ import ast
 import json
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,18 @@ import numpy as np
 import pytest
 
 from archer.cli import main
-from archer.config import LogConfig, load_config
+from archer.config import Config, LogConfig, load_config
 from archer.data.problems import problems_hash, read_problems, write_problems
 from archer.data.sources import load_source
+from archer.engine.base import Request, Sample, Sampling
 from archer.evaluate import evaluate_data
-from archer.evaluate_model import describe, evaluate_model, evaluation_config, find_subject
+from archer.evaluate_model import (
+    describe,
+    evaluate_model,
+    evaluation_config,
+    find_subject,
+    open_sampler,
+)
 from archer.export import export
 from archer.scores import (
     Evaluation,
@@ -221,6 +229,34 @@ def test_wrong_settings_are_refused_before_the_model_is_looked_for(
 def test_a_model_without_problems_of_its_own_needs_a_file() -> None:
     with pytest.raises(ValueError, match="name a file with --problems"):
         evaluate_model("tiny", terminal=QUIET)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_vllm_is_closed_when_its_evaluation_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """It is a process of its own, which holds the device's memory."""
+    closed: list[bool] = []
+
+    class InItsPlace:
+        def __init__(self, config: Config) -> None:
+            self.sampler = open_sampler(config, None)
+
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+            assert not closed
+            if fails:
+                raise KeyboardInterrupt
+            return self.sampler.generate(requests, sampling)
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr("archer.evaluate_model.open_vllm", lambda config, *rest: InItsPlace(config))
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "out.json"
+    write_problems(problems, load_source("arithmetic", count=2))
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        evaluate_model("tiny", terminal=QUIET, problems=problems, vllm=0.4, max_tokens=4, out=out)
+    assert closed == [True]
 
 
 # ------------------------------------------------------------------ numbers
