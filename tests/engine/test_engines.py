@@ -14,7 +14,7 @@ import torch
 
 from archer.algo.batch import TokenBatch, minibatches, to_batch
 from archer.config import Config, config_from
-from archer.engine.base import Engine, Request, Sample, Sampling
+from archer.engine.base import Engine, EngineLost, Request, Sample, Sampling
 from archer.setup import open_engine
 from archer.types import Group, Problem, Rollout, Verdict
 
@@ -211,3 +211,26 @@ def test_the_other_engine_takes_over_a_checkpoint(
     assert torch.allclose(logps[0], logps[1], atol=1e-5)
     source.load(tmp_path / "source")
     target.load(tmp_path / "target")
+
+
+def test_processes_that_cannot_start_are_no_loss_to_be_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sampler that raises while it starts would do so again: what it says ends the run."""
+    import archer.engine.cluster.engine as cluster_engine
+    from archer.engine.cluster.replica import Replica
+
+    class Broken(Replica):
+        def __init__(self, *arguments: Any, **knobs: Any) -> None:
+            raise ValueError("the weights of this machine are damaged: copy them again")
+
+    monkeypatch.setattr(cluster_engine, "Replica", Broken)
+    config = recipe("two ranks, two samplers")
+    config = config.model_copy(
+        update={"cluster": config.cluster.model_copy(update={"learners": 1, "samplers": 1})}
+    )
+    with (
+        closing(open_engine(config)) as engine,
+        pytest.raises(EngineLost, match=r"sampler 0 ended before it was ready: .*copy them again"),
+    ):
+        list(engine.generate(requests(), SAMPLING))

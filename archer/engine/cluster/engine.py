@@ -31,7 +31,7 @@ from archer.config import Config
 from archer.engine.base import EngineLost, Generates, Request, Sample, Sampling
 from archer.engine.choices import choose_objective
 from archer.engine.cluster.balance import balanced
-from archer.engine.cluster.pulse import Pulse
+from archer.engine.cluster.pulse import NEVER_READY, Pulse
 from archer.engine.cluster.rank import LearnerRank
 from archer.engine.cluster.replica import Published, Replica
 from archer.engine.cluster.session import Session, open_session
@@ -153,6 +153,8 @@ class ClusterEngine:
                 raise EngineLost("the engine was closed while it sampled")
             lost = self.pulse.lost(self.samplers)
             for name, fault in lost.items():
+                if fault.startswith(NEVER_READY):
+                    raise EngineLost(f"{name} {fault}")  # another one would end like it
                 self.say(f"{name} {fault}: its requests go to another, and a new one is started")
                 ray.kill(self.samplers[name])
                 self.pulse.forget(self.samplers[name])

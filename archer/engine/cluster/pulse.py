@@ -18,6 +18,8 @@ from ray.exceptions import RayError
 PING_SECONDS = 2.0
 """Between an answer and the next question."""
 
+NEVER_READY = "ended before it was ready"
+
 LOOK_SECONDS = 5.0
 """Between two looks, after which an old question is not held against anyone."""
 
@@ -55,7 +57,10 @@ class Pulse:
             try:
                 self.places[process] = ray.get(question)
             except RayError as error:
-                return f"died {self._where(process)}: {first_line(error)}"
+                if process in self.places:
+                    return f"died {self._where(process)}"
+                # One that never was ready has not been killed, most likely: it says what is wrong.
+                return f"{NEVER_READY}: {last_line(error)}"
             if now - since > PING_SECONDS:
                 self._ask(process, now)
         elif process in self.places and now - since > self.silent_seconds:
@@ -66,7 +71,7 @@ class Pulse:
         self.asked[process] = process.ping.options(concurrency_group="pulse").remote(), now
 
     def _where(self, process: Any) -> str:
-        host, pid = self.places.get(process, ("an unknown machine", 0))
+        host, pid = self.places[process]
         return f"(process {pid} on {host})"
 
     def forget(self, process: Any) -> None:
@@ -75,7 +80,13 @@ class Pulse:
         self.places.pop(process, None)
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: behind a remote traceback, what was raised there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says that ends one, without what Ray adds in further ones."""
+    """The first line of what Ray says, without what it adds in further ones."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
