@@ -196,6 +196,14 @@ def _parser() -> argparse.ArgumentParser:
 
     made = add("plan", _plan, "say what a recipe would run, without loading weights")
     add_recipe(made)
+    made.add_argument(
+        "--gpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="plan for N GPUs, which need not be here",
+    )
+    made.add_argument("--gpu", default="h100", metavar="KIND", help="a100, h100 or h200")
 
     made = add("prepare", _prepare, "turn raw data into a checked problem file with a card")
     made.add_argument(
@@ -429,7 +437,8 @@ def _plan(options: argparse.Namespace, terminal: Terminal) -> int:
     from archer.config import load_config
     from archer.plan import plan
 
-    terminal.result(plan(load_config(options.recipe, options.overrides)))
+    config = load_config(options.recipe, options.overrides)
+    terminal.result(plan(config, gpus=options.gpus, gpu=options.gpu))
     return 0
 
 

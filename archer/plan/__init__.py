@@ -13,6 +13,14 @@ import torch
 from archer.config import Config
 from archer.engine.local import resolve_device
 from archer.model.shapes import ModelShape, parameter_count
+from archer.plan.cluster import (
+    GPUS,
+    Placement,
+    learner_load,
+    sampler_load,
+    step_times,
+    too_large,
+)
 from archer.plan.estimate import (
     EXPECTED_LENGTH,
     EXPECTED_TOKENS,
@@ -53,8 +61,10 @@ Lines = list[tuple[str, str]]
 """Labels, and what is said of each."""
 
 
-def plan(config: Config) -> str:
-    """The plan of a recipe.
+def plan(config: Config, *, gpus: int = 0, gpu: str = "h100") -> str:
+    """The plan of a recipe, here or on `gpus` GPUs of a kind (`archer.plan.cluster.GPUS`).
+
+    On GPUs all learn that the recipe gives no sampler, and what does not fit is refused.
 
     Raises ValueError for a recipe that is wrong: an unknown loss or knob, a model of a kind that is
     not served, malformed data, prompts that do not fit. What can be fetched or made is no error,
@@ -74,6 +84,10 @@ def plan(config: Config) -> str:
         sections.append(f"Nothing is known of {config.model.name}, so nothing is estimated.")
         return "\n\n".join([*sections, _missing(missing)])
     _check_context(config, shape)
+    if gpus:
+        place = _placement(config, gpus, gpu)
+        sections.append(_section(f"On {gpus} GPUs", _gpu_lines(config, shape, lengths, place)))
+        return "\n\n".join([*sections, _missing(missing)])
     job = job_of(config, shape, lengths)
     memory, free = estimate_memory(job), free_memory(job.device)
     speed = measure_speed(job, threads=num_threads(config))
@@ -337,6 +351,58 @@ def _time_lines(job: Job, seconds: Seconds, most: Seconds, speed: Speed) -> Line
             f"{_number(speed.memory / 1e9)} GB/s",
         ),
     ]
+
+
+def _placement(config: Config, gpus: int, gpu: str) -> Placement:
+    if gpu not in GPUS:
+        raise ValueError(f"--gpu {gpu} is not known; known are {', '.join(GPUS)}")
+    samplers = config.cluster.samplers
+    if gpus < 0:
+        raise ValueError(f"--gpus {gpus} is no number of GPUs; give 1 or more")
+    if gpus <= samplers:
+        raise ValueError(
+            f"--gpus {gpus} leaves none to learn beside cluster.samplers = {samplers}: give more "
+            "GPUs, or lower cluster.samplers"
+        )
+    return Placement(gpu=gpu, learners=gpus - samplers, samplers=samplers)
+
+
+def _gpu_lines(config: Config, shape: ModelShape, lengths: Lengths, place: Placement) -> Lines:
+    """Who is where, memory by part, and seconds; ValueError for what does not fit."""
+    loads = {"learner": learner_load(config, shape, lengths, place)}
+    if place.samplers:
+        loads["sampler"] = sampler_load(config, shape, lengths, place)
+    for who, load in loads.items():
+        if fault := too_large(load, place.gpu):
+            raise ValueError(
+                f"{config.model.name} on {place.gpu}: each {who} does not fit: {fault}"
+            )
+    times = step_times(config, shape, lengths, place)
+    machines = f"{place.machines} machine{'s' if place.machines > 1 else ''}"
+    who = "which sample by turns" if place.by_turns else f"and {place.samplers} samplers"
+    lines = [
+        ("places", f"{place.learners} learners, {who}, on {machines} ({place.gpu})"),
+        *(
+            (
+                f"a {who}",
+                f"{_size(load.peak)} of {_size(GPUS[place.gpu].memory)}: "
+                + ", ".join(f"{part} {_size(size)}" for part, size in load.parts.items() if size),
+            )
+            for who, load in loads.items()
+        ),
+        ("sampling", _duration(times.sampling)),
+        ("score", _duration(times.score) if times.score else "no pass needed"),
+        ("update", _duration(times.update)),
+        ("weights", f"{_duration(times.weights)} to hand them to those who sample"),
+        (
+            "a step",
+            f"{_duration(times.step)} if answers take {lengths.answer:,.0f} tokens"
+            + (", sampling beside learning" if times.overlap else ""),
+        ),
+        ("the run", f"{_duration(times.step * config.train.steps)} and its evaluations"),
+        ("taken for known", "a written cost model (docs/scale.md), not measured on such GPUs"),
+    ]
+    return lines
 
 
 # ------------------------------------------------------------------ as text
