@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from archer.cores import num_cores
 from archer.verdict import Verdict
-from archer.verify.code import check_sandbox
 from archer.verify.policy import Policy
 from archer.verify.pool import LocalWorker, Worker, WorkerDied, WorkerPool, WorkerSilent
 
@@ -30,13 +29,11 @@ NOBODY = object()
 class Judge:
     """Worker processes of one machine, by number."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self) -> None:
         self.workers: dict[int, LocalWorker] = {}
 
     def cores(self) -> int:
-        """How many workers there is room for. ValueError where programs cannot be judged safely."""
-        check_sandbox(self.policy.sandbox)
+        """How many workers there is room for."""
         return num_cores()
 
     def judge(self, number: int, request: bytes, wall_seconds: float) -> tuple[str, Any, bool]:
@@ -96,7 +93,7 @@ def open_judges(policy: Policy, *, workers: int, step_seconds: float) -> WorkerP
     """
     here = ray.get_runtime_context().get_node_id()
     others = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]  # type: ignore[no-untyped-call]
-    judges = [_start(policy, node, workers) for node in others]
+    judges = [_start(node, workers) for node in others]
     rooms = [num_cores(), *ray.get([judge.cores.remote() for judge in judges])]
     rooms = [workers or room for room in rooms]
     # This machine first, then machine by machine in turn: few responses are spread, too.
@@ -121,10 +118,10 @@ def open_judges(policy: Policy, *, workers: int, step_seconds: float) -> WorkerP
     )
 
 
-def _start(policy: Policy, node: str, workers: int) -> Any:
+def _start(node: str, workers: int) -> Any:
     actor = ray.remote(Judge).options(
         num_cpus=0,
         max_concurrency=workers or 256,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
-    return actor.remote(policy)
+    return actor.remote()
