@@ -403,6 +403,34 @@ def _parser() -> argparse.ArgumentParser:
         "--push", metavar="NAMESPACE/NAME", help="upload the checked folder to the Hugging Face hub"
     )
 
+    made = add("cluster", _cluster, "start, show or end Ray on the machines of a hostfile")
+    made.add_argument("what", choices=("up", "status", "down"))
+    made.add_argument(
+        "--hostfile",
+        type=Path,
+        metavar="FILE",
+        help="a machine a line, the head first, as ssh knows it; slots=8 behind it limits GPUs",
+    )
+    made.add_argument(
+        "--local",
+        action="store_true",
+        help="on this machine alone, without ssh; with a hostfile, a node here for each line",
+    )
+    made.add_argument("--port", type=int, metavar="N", help="of the head (6379)")
+    made.add_argument(
+        "--wait", type=float, metavar="S", help="seconds until all have to be in (120)"
+    )
+    made.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable of this shell that the processes there get too",
+    )
+    made.add_argument(
+        "--ssh-config", type=Path, metavar="FILE", help="for ssh, in place of your own"
+    )
+
     made = add("doctor", _doctor, "say what this machine can do, and the cure for what is missing")
     return parser
 
@@ -655,6 +683,47 @@ def _export(options: argparse.Namespace, terminal: Terminal) -> int:
         )
     )
     return 0
+
+
+def _cluster(options: argparse.Namespace, terminal: Terminal) -> int:
+    if options.hostfile is None and not options.local:
+        raise ValueError("on which machines? Give --hostfile FILE, or --local for this one")
+    from archer.engine.cluster import up as cluster
+
+    if options.what == "up":
+        address = cluster.up(
+            options.hostfile,
+            tell=terminal.say,
+            local=options.local,
+            port=_port(options.port),
+            wait=_wait(options.wait),
+            variables=options.env,
+            ssh_config=options.ssh_config,
+        )
+        terminal.result(f"export RAY_ADDRESS={address}")
+        return 0
+    for name in ("port", "wait", "env", "ssh_config"):
+        if getattr(options, name) not in (None, []):
+            raise ValueError(f"--{name.replace('_', '-')} is for cluster up; leave it out")
+    outcome = (cluster.status if options.what == "status" else cluster.down)(options.hostfile)
+    terminal.result(outcome.text)
+    return 0 if outcome.whole else STOPPED
+
+
+def _port(port: int | None) -> int:
+    if port is None:
+        return 6379
+    if not 1024 <= port <= 65535:
+        raise ValueError(f"--port {port}: give one from 1024 to 65535")
+    return port
+
+
+def _wait(seconds: float | None) -> float:
+    if seconds is None:
+        return 120.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"--wait {seconds:g}: give a number of seconds above 0")
+    return seconds
 
 
 def _doctor(options: argparse.Namespace, terminal: Terminal) -> int:
