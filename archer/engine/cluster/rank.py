@@ -6,11 +6,13 @@ All ranks are told the same things in the same order, because most of what they 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed
 from torch import Tensor
@@ -60,6 +62,8 @@ class LearnerRank:
         seconds = timedelta(seconds=config.cluster.wait_seconds)
         if self.store is None:
             self.store = dist.TCPStore(host, port, self.world, is_master=False, timeout=seconds)
+        if interface := _interface(here()[0]):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         cuda = self.device.type == "cuda"
         dist.init_process_group(
             "nccl" if cuda else "gloo",
@@ -160,3 +164,15 @@ class LearnerRank:
     def ping(self) -> tuple[str, int]:
         """Says where it is, whatever it works on."""
         return here()
+
+
+def _interface(address: str) -> str | None:
+    """The network interface of this machine that has an address.
+
+    Gloo would take the one that the machine's name stands for, which often is loopback: then ranks
+    on other machines are not found.
+    """
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            return name
+    return None
