@@ -9,6 +9,9 @@
     judges    verifiers on all machines
     fsdp      a model sharded over ranks: its whole tensors, and its checkpoints
     balance   which rank takes which sequences
+    hosts     a hostfile: which machines there are
+    up        `archer cluster`: Ray on those machines, seen from where the command is given
+    node      and what of it is done on each of them
 
 Nothing here knows the loop, and the loop knows nothing of this: one `Learner`, one `Sampler`, one
 recipe, wherever they run.

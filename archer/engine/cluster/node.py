@@ -64,7 +64,7 @@ def start(
     else:
         _refuse_taken(port)
         address = _own_address() or ray.util.get_node_ip_address()
-        head = f"{address}:{port}"
+        head = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         command += ["--head", f"--port={port}", "--include-dashboard=false"]
         command.append(f"--node-ip-address={address}")
     if slots is not None:

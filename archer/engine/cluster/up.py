@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,6 +45,8 @@ CURES = {
     "Could not resolve hostname": "correct its name in the hostfile, or give it in ~/.ssh/config",
     "No module named 'archer": "install archer there in the same virtual environment",
     "No module named archer": "install archer there in the same virtual environment",
+    "No such file or directory": "the working folder and the virtual environment must have the "
+    "same path there",
 }
 """What ssh or Python says, and what a person can do about it."""
 
@@ -96,6 +99,8 @@ def up(
     ValueError when one of them is not in after `wait` seconds; nothing is left running then.
     """
     hosts = _hosts(hostfile, local)
+    if not local and shutil.which("ssh") is None:
+        raise ValueError("there is no ssh here; install it, or give --local for this machine alone")
     passed = _passed(variables)
     cluster = Cluster(
         mark=secrets.token_hex(8),
