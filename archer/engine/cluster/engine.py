@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from archer.algo.batch import TokenBatch, take
 from archer.algo.objective import Tallies
@@ -130,6 +130,9 @@ class ClusterEngine:
             unit.done = True
             return
         except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                # Only a sampler fetches anything: with another one it would be no better.
+                raise EngineLost("the weights went with the learner that held them") from error
             self._check({} if self.samplers else self.learners)
             raise error.cause from error
         except RayError:
