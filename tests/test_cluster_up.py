@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._common.utils import get_ray_address_file
 
 from archer.engine.cluster.node import processes
 from tests.children import child_environment
@@ -104,6 +105,8 @@ def test_a_cluster_on_this_machine_trains_and_leaves_nothing(
     assert down.returncode == 0, down.stdout
     assert not any(process.is_running() for process in ours)
     assert not list((tmp_path / "cache/clusters").iterdir())
+    newest = Path(get_ray_address_file(None))
+    assert not newest.exists() or newest.read_text() != found[1]
 
 
 @pytest.mark.full

@@ -88,10 +88,10 @@ def start(
                 said.seek(0)
                 raise ValueError(last_lines(said.read().decode(errors="replace")))
         except subprocess.TimeoutExpired:
-            stop(cluster=cluster)
+            stop(cluster=cluster, address=head)
             raise ValueError(f"ray start was not done after {seconds:.0f} s") from None
         except BaseException:
-            stop(cluster=cluster)
+            stop(cluster=cluster, address=head)
             raise
     return {"address": head}
 
@@ -134,7 +134,7 @@ def find(*, cluster: str) -> dict[str, Any]:
     return {"processes": len(processes(cluster))}
 
 
-def stop(*, cluster: str) -> dict[str, Any]:
+def stop(*, cluster: str, address: str) -> dict[str, Any]:
     """Ends every process of a cluster here: those of other clusters are left alone."""
     found = processes(cluster)
     for process in found:
@@ -148,7 +148,18 @@ def stop(*, cluster: str) -> dict[str, Any]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=GRACE_SECONDS)
+    _forget_address(address)
     return {"processes": len(found)}
+
+
+def _forget_address(address: str) -> None:
+    """Ray notes which cluster is this machine's newest, and would look for it after its end."""
+    with suppress(ImportError, FileNotFoundError):
+        from ray._common.utils import get_ray_address_file
+
+        file = Path(get_ray_address_file(None))
+        if file.read_text() == address:
+            file.unlink()
 
 
 def processes(cluster: str) -> list[psutil.Process]:

@@ -124,12 +124,11 @@ def up(
             f"archer cluster down {_option(hostfile)} ends it"
         ) from None
     try:
-        cluster = _started(cluster, hosts, port, wait, passed, token, file, tell)
+        return _started(cluster, hosts, port, wait, passed, token, file, tell)
     except BaseException:
         tell("stopping what was started")
-        _stop(cluster, file, but_unreached=True)
+        _stop(_remembered(hostfile), file, but_unreached=True)
         raise
-    return cluster.address
 
 
 def status(hostfile: Path | None) -> Outcome:
@@ -212,8 +211,8 @@ def _started(
     token: str,
     file: Path,
     tell: Callable[[str], None],
-) -> Cluster:
-    """The cluster with its address, once every machine is in."""
+) -> str:
+    """The address, once every machine is in."""
     deadline = time.monotonic() + wait
     head, *others = hosts
 
@@ -261,7 +260,7 @@ def _started(
         )
     for node in reply["nodes"]:
         tell(f"{node['name']}: in, {_has(node)}")
-    return cluster
+    return cluster.address
 
 
 def _look(cluster: Cluster, names: Sequence[str], token: str, seconds: float) -> dict[str, Any]:
@@ -284,7 +283,7 @@ def _stop(cluster: Cluster, file: Path, *, but_unreached: bool = False) -> dict[
 
     `but_unreached`: forgets machines, too, that do not even answer, as after a wrong hostfile.
     """
-    request = {"verb": "stop", "cluster": cluster.mark}
+    request = {"verb": "stop", "cluster": cluster.mark, "address": cluster.address}
     replies = _ask(
         cluster, dict.fromkeys(cluster.names, request), 2 * GRACE_SECONDS + ANSWER_SECONDS
     )
