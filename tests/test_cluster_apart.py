@@ -32,9 +32,9 @@ STEPS = 8
 
 
 def missing() -> str:
+    """Why this cannot be tried here; "" where it can."""
     if not os.environ.get("ARCHER_TEST_MACHINES"):
         return "set ARCHER_TEST_MACHINES=1: as a whole it was not yet seen to pass (docs/scale.md)"
-    """Why this cannot be tried here; "" where it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces are made by root on Linux"
     tools = ("ip", "ssh", "ssh-keygen", "unshare", "mount")
