@@ -21,7 +21,7 @@ from archer.algo.batch import TokenBatch
 from archer.algo.objective import Objective, Tallies
 from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
-from archer.engine.learner import Learner, score
+from archer.engine.learner import Everyone, Learner, alone, score
 from archer.engine.sampler import Sampler
 from archer.model.adapt import adapt
 from archer.model.load import stop_token_ids
@@ -41,17 +41,7 @@ class LocalEngine:
         self.reference: Any = None
         if objective.uses_reference:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
-        self.learner = Learner(
-            model,
-            objective,
-            temperature=config.rollout.temperature,
-            microbatch_tokens=config.update.microbatch_tokens,
-            betas=config.update.betas,
-            weight_decay=config.update.weight_decay,
-            max_grad_norm=config.update.max_grad_norm,
-            max_skipped=config.update.max_skipped,
-            checkpoint_activations=config.model.checkpoint_activations,
-        )
+        self.learner = learner_of(model, config, objective)
         self.sampler = Sampler(
             model,
             tokenizer,
@@ -101,6 +91,24 @@ class LocalEngine:
 
     def close(self) -> None:
         """Nothing outlives the process that holds this engine."""
+
+
+def learner_of(
+    model: Any, config: Config, objective: Objective, everyone: Everyone = alone
+) -> Learner:
+    """A learner with the recipe's knobs, of a whole model or of one that ranks share."""
+    return Learner(
+        model,
+        objective,
+        temperature=config.rollout.temperature,
+        microbatch_tokens=config.update.microbatch_tokens,
+        betas=config.update.betas,
+        weight_decay=config.update.weight_decay,
+        max_grad_norm=config.update.max_grad_norm,
+        max_skipped=config.update.max_skipped,
+        checkpoint_activations=config.model.checkpoint_activations,
+        everyone=everyone,
+    )
 
 
 def stored_weights(folder: Path) -> dict[str, Tensor]:

@@ -33,8 +33,8 @@ from archer.engine.cluster.replica import (
     here,
     put,
 )
-from archer.engine.learner import Learner, score
-from archer.engine.local import resolve_device
+from archer.engine.learner import score
+from archer.engine.local import learner_of, resolve_device
 from archer.model.adapt import adapt
 from archer.model.load import load_model
 
@@ -86,18 +86,7 @@ class LearnerRank:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
             fsdp.shard(self.reference.to(self.device), mesh, half=half)
         fsdp.shard(model.to(self.device), mesh, half=half)
-        self.learner = Learner(
-            model,
-            objective,
-            temperature=config.rollout.temperature,
-            microbatch_tokens=config.update.microbatch_tokens,
-            betas=config.update.betas,
-            weight_decay=config.update.weight_decay,
-            max_grad_norm=config.update.max_grad_norm,
-            max_skipped=config.update.max_skipped,
-            checkpoint_activations=config.model.checkpoint_activations,
-            everyone=self.everyone,
-        )
+        self.learner = learner_of(model, config, objective, self.everyone)
         self.replica = None
         if not config.cluster.samplers:
             self.replica = Replica(config, threads=self.threads)

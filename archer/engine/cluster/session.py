@@ -39,9 +39,9 @@ class Session:
     threads: int
     """Of torch, in each process."""
     owner: bool
-    """Whether the connection ends with this session."""
+    """Whether the connection is ours to end."""
     guard: subprocess.Popen[bytes] | None = None
-    """Of a cluster that ends with this session."""
+    """Of a cluster that is ours to end."""
 
     def start(self, kind: type, place: int, *arguments: Any, **options: Any) -> Any:
         """A process with an object of a class, at one of the places; it may still be starting."""
@@ -91,6 +91,8 @@ def open_session(config: Config) -> Session:
     except BaseException:
         if owner:
             ray.shutdown()
+        else:
+            remove_placement_group(places)
         raise
     share = -(-count // len(nodes))
     threads = config.model.threads or max(1, num_cores() // share)

@@ -59,7 +59,7 @@ class Cluster:
     """What was started, as it is remembered.
 
     Example: Cluster(mark="9f2c41d0", address="10.0.0.1:6379", names=("node0", "node1"),
-    folder="/work/rl", python="/work/rl/.venv/bin/python", local=False, ssh_config="").
+    folder="/srv/rl", python="/srv/rl/.venv/bin/python", local=False, ssh_config="").
     """
 
     mark: str
