@@ -234,3 +234,9 @@ def test_processes_that_cannot_start_are_no_loss_to_be_waited_for(
         pytest.raises(EngineLost, match=r"sampler 0 ended before it was ready: .*copy them again"),
     ):
         list(engine.generate(requests(), SAMPLING))
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:1"):
+        open_engine(recipe("one rank"))
