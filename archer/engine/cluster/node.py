@@ -38,6 +38,9 @@ MARK = "ARCHER_CLUSTER"
 GRACE_SECONDS = 3.0
 """For Ray's daemons to end by themselves."""
 
+KNOCK_SECONDS = 10.0
+"""For a cluster's head to answer."""
+
 LAST_LINES = 4
 """Of what a command said, as the reason of its failure."""
 
@@ -101,10 +104,8 @@ def look(*, address: str, names: list[str], token: str, seconds: float) -> dict[
     os.environ["RAY_AUTH_TOKEN"] = token
     import ray
 
-    host, _, port = address.rpartition(":")
     try:
-        # Ray itself would try for half a minute where nobody listens.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+        knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"no cluster answers at {address}: {last_lines(str(error))}") from None
@@ -127,6 +128,16 @@ def look(*, address: str, names: list[str], token: str, seconds: float) -> dict[
             for node in nodes
         ]
     }
+
+
+def knock(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT: Ray itself would try for minutes.
+
+    An address of another form is left to Ray.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def find(*, cluster: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ with this process. Ray places the processes; what we say is how many there are a
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from archer.config import Config
 from archer.cores import num_cores
 from archer.engine.cluster.guard import start_guard
+from archer.engine.cluster.node import knock
 from archer.engine.cluster.pulse import first_line
 
 SLIVER = 0.01
@@ -29,9 +29,6 @@ SLIVER = 0.01
 
 OBJECT_STORE_BYTES = 2 << 30
 """Most shared memory of a cluster that we start ourselves; it is taken as it is used."""
-
-KNOCK_SECONDS = 10.0
-"""For a machine to answer at the address that is given."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +114,7 @@ def _connect(config: Config) -> subprocess.Popen[bytes] | None:
         daemons = [p for p in psutil.Process().children() if p not in before]
         return start_guard(config.cluster.silent_seconds, daemons)
     try:
-        _knock(address)
+        knock(address)
         ray.init(address=address, **quiet)
     except OSError as error:  # ConnectionError, which Ray raises, is one
         raise ValueError(
@@ -125,13 +122,6 @@ def _connect(config: Config) -> subprocess.Popen[bytes] | None:
             "or unset RAY_ADDRESS"
         ) from None
     return None
-
-
-def _knock(address: str) -> None:
-    """OSError where nobody listens: Ray itself would try for minutes. Other forms are Ray's."""
-    host, _, port = address.rpartition(":")
-    if host and "/" not in host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _shared_memory() -> int:
