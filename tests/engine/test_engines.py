@@ -240,3 +240,42 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ValueError, match=r"no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:1"):
         open_engine(recipe("one rank"))
+
+
+def test_a_cluster_that_does_not_come_up_is_a_loss_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A daemon that is lost while it starts: Ray says so with a bare Exception."""
+    import subprocess
+
+    import psutil
+    import ray
+
+    started: list[subprocess.Popen[bytes]] = []
+
+    def half_up(**options: Any) -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", half_up)
+    with pytest.raises(EngineLost, match="did not come up: The current node timed out"):
+        open_engine(recipe("one rank"))
+    assert started[0].wait(timeout=5) != 0
+    assert psutil.Process().children() == []
+
+
+def test_a_cluster_that_refuses_us_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong token, for one: what Ray says, in one line."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    from archer.engine.cluster import session
+
+    def refused(**options: Any) -> None:
+        raise AuthenticationError("InvalidAuthToken: Authentication token is missing.\nMore.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(session, "knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(ValueError, match="Authentication token is missing"):
+        open_engine(recipe("one rank"))

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from archer.config import Config
 from archer.cores import num_cores
+from archer.engine.base import EngineLost
 from archer.engine.cluster.guard import start_guard
 from archer.engine.cluster.node import knock
 from archer.engine.cluster.pulse import first_line
@@ -109,19 +113,33 @@ def _connect(config: Config) -> subprocess.Popen[bytes] | None:
     if not address:
         # Never another run's: that one ends with its run.
         store = min(OBJECT_STORE_BYTES, _shared_memory() // 2)
-        before = set(psutil.Process().children())
-        ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
+        except Exception as error:
+            ray.shutdown()
+            _kill(p for p in psutil.Process().children(recursive=True) if p not in before)
+            raise EngineLost(f"the cluster did not come up: {first_line(error)}") from error
         daemons = [p for p in psutil.Process().children() if p not in before]
         return start_guard(config.cluster.silent_seconds, daemons)
     try:
         knock(address)
         ray.init(address=address, **quiet)
-    except OSError as error:  # ConnectionError, which Ray raises, is one
+    except (OSError, RayError) as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"
         ) from None
     return None
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    """What was started for nothing, whether it runs or is stopped."""
+    ended = list(processes)
+    for process in ended:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(ended, timeout=5.0)
 
 
 def _shared_memory() -> int:
