@@ -260,8 +260,8 @@ def test_a_cluster_that_does_not_come_up_is_a_loss_and_leaves_nothing(
     monkeypatch.setattr(ray, "init", half_up)
     with pytest.raises(EngineLost, match="did not come up: The current node timed out"):
         open_engine(recipe("one rank"))
-    assert started[0].wait(timeout=5) != 0
-    assert psutil.Process().children() == []
+    assert not psutil.pid_exists(started[0].pid)
+    started[0].wait()  # it is gone, and Popen must hear of it
 
 
 def test_a_cluster_that_refuses_us_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
