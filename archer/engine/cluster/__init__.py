@@ -8,9 +8,6 @@
     replica   a model that samples, in a process of its own or beside a shard of the learner
     judges    verifiers on all machines
     fsdp      a model sharded over ranks: its whole tensors, and its checkpoints
-    up        `archer cluster`: Ray on the machines of a hostfile
-    hosts     a hostfile
-    node      what that does on one machine
     balance   which rank takes which sequences
     hosts     a hostfile: which machines there are
     up        `archer cluster`: Ray on those machines, seen from where the command is given

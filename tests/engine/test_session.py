@@ -1,0 +1,71 @@
+"""Clusters that do not answer, do not come up or refuse us.
+
+A file of its own: where another test's engine is open, its cluster is joined instead.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import psutil
+import pytest
+
+from archer.config import Config, config_from
+from archer.engine.base import EngineLost
+from archer.setup import open_engine
+
+
+def recipe() -> Config:
+    knobs = {
+        "model": {"name": "tiny", "threads": 1},
+        "data": {"train": [{"source": "arithmetic", "count": 4}]},
+        "rollout": {"problems": 2, "samples": 2, "max_tokens": 4},
+        "loss": {"name": "grpo"},
+        "update": {"minibatch": 2, "learning_rate": 1e-4},
+        "train": {"steps": 1},
+        "engine": "cluster",
+    }
+    return config_from(knobs, where="test")
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:1"):
+        open_engine(recipe())
+
+
+def test_a_cluster_that_does_not_come_up_is_a_loss_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A daemon that is lost while it starts: Ray says so with a bare Exception."""
+    import ray
+
+    started: list[subprocess.Popen[bytes]] = []
+
+    def half_up(**options: Any) -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", half_up)
+    with pytest.raises(EngineLost, match="did not come up: The current node timed out"):
+        open_engine(recipe())
+    assert not psutil.pid_exists(started[0].pid)
+    started[0].wait()  # it is gone, and Popen must hear of it
+
+
+def test_a_cluster_that_refuses_us_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong token, for one: what Ray says, in one line."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    from archer.engine.cluster import session
+
+    def refused(**options: Any) -> None:
+        raise AuthenticationError("InvalidAuthToken: Authentication token is missing.\nMore.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(session, "knock", lambda address: None)
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(ValueError, match="Authentication token is missing"):
+        open_engine(recipe())
