@@ -299,6 +299,8 @@ class ClusterConfig(Section):
     """Processes that hold a shard of the learner each, with a GPU each where there are GPUs."""
     samplers: int = Field(default=0, ge=0)
     """Processes that sample alone; 0: the learners sample, taking turns with learning."""
+    least_learners: int = Field(default=0, ge=0)
+    """Where machines are lost the run goes on with so few, and one sampler; 0: with all or not."""
     restarts: int = Field(default=3, ge=0)
     """How often the run goes on from its last checkpoint by itself when a learner is lost."""
     silent_seconds: float = Field(default=60.0, gt=0)
@@ -361,6 +363,11 @@ class Config(Section):
             raise ValueError(
                 f"rollout.overlong.buffer is {rollout.overlong.buffer}, more than "
                 f"rollout.max_tokens = {rollout.max_tokens}: make it smaller"
+            )
+        if self.cluster.least_learners > self.cluster.learners:
+            raise ValueError(
+                f"cluster.least_learners is {self.cluster.least_learners}, more than "
+                f"cluster.learners = {self.cluster.learners}: make it smaller"
             )
         if self.eval.temperature == 0 and self.eval.samples > 1:
             raise ValueError(

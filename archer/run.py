@@ -9,9 +9,10 @@
     checkpoints/step-*/    weights, optimizer, state, judged groups of the steps that were sampled
                            ahead, and a manifest with a checksum of each file
 
-A checkpoint is complete or not there: it is written aside, synced, and renamed. When a run goes on,
-everything later than its newest checkpoint is cut back, except judged groups: replaying a step from
-the same weights and the same groups gives the same bits, so they are not sampled again.
+A checkpoint is complete or not there: it is written aside, synced, and renamed, while the next step
+is under way. When a run goes on, everything later than its newest checkpoint is cut back, except
+judged groups: replaying a step from the same weights and the same groups gives the same bits, so
+they are not sampled again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -64,6 +66,8 @@ class Run:
         self.config = config
         self._lock = lock
         self._metrics: IO[str] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._checkpoint: Future[None] | None = None
 
     def path(self, kind: str, step: int, suffix: str = "") -> Path:
         return self.folder / kind / f"step-{step:06d}{suffix}"
@@ -97,26 +101,42 @@ class Run:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def checkpoint(self, state: State, save: Callable[[Path], None]) -> Path:
-        """Writes a checkpoint; `save` puts the engine's part into the folder it is given.
+    def checkpoint(self, state: State, save: Callable[[Path], Callable[[], None]]) -> Path:
+        """Begins a checkpoint; it becomes complete in a thread (`finish_checkpoint`).
 
-        The old ones go only after this one is complete: the newest `checkpoint.keep` stay, and the
-        best.
+        `save` takes what belongs into it, as it is now, for the folder that it is given; what it
+        returns waits until that is written. The old ones go only after this one is complete: the
+        newest `checkpoint.keep` stay, and the best.
         """
+        self.finish_checkpoint()
         target = self.path("checkpoints", state.step)
         aside = target.with_name(f".{target.name}{PARTIAL}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        try:
-            save(aside)
+        with _removed_if_it_fails(aside):
+            written = save(aside)
+        self._checkpoint = self._thread.submit(self._complete, aside, target, state, written)
+        return target
+
+    def finish_checkpoint(self, *, wait: bool = True) -> None:
+        """Waits until the checkpoint that was begun is there; raises what hindered it.
+
+        Without `wait` it is left alone where it is not yet done.
+        """
+        begun = self._checkpoint
+        if begun is not None and (wait or begun.done()):
+            self._checkpoint = None
+            begun.result()
+
+    def _complete(
+        self, aside: Path, target: Path, state: State, written: Callable[[], None]
+    ) -> None:
+        with _removed_if_it_fails(aside):
+            written()
             _seal(aside, state)
-        except BaseException:  # what was written of it must not keep a full disk full
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
         os.rename(aside, target)
         sync_folder(target.parent)
         self._prune(state)
-        return target
 
     def _prune(self, state: State) -> None:
         steps = checkpoint_steps(self.folder)
@@ -131,6 +151,8 @@ class Run:
                 path.unlink()
 
     def close(self) -> None:
+        # A checkpoint that is still being written when an error ends the run may yet become whole.
+        self._thread.shutdown(wait=True)
         if self._metrics is not None:
             self._metrics.close()
         self._lock.close()
@@ -242,6 +264,16 @@ def checksum(path: Path) -> str:
     """blake2b of a file, 128 bits in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@contextmanager
+def _removed_if_it_fails(folder: Path) -> Iterator[None]:
+    """What was written of a checkpoint must not keep a full disk full."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _seal(folder: Path, state: State) -> None:

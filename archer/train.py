@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -202,13 +202,15 @@ class Loop:
             if due or self.stop.signal:
                 self._checkpoint(state)
                 saved = state.step
+            self.run.finish_checkpoint(wait=False)
         if state.step > saved:
             self._checkpoint(state)
+        self.run.finish_checkpoint()
         return state
 
     def _checkpoint(self, state: State) -> None:
-        def save(folder: Path) -> None:
-            self.engine.save(folder)
+        def save(folder: Path) -> Callable[[], None]:
+            written = self.engine.save(folder)
             responses = parity.record(
                 self.engine,
                 self.data.evaluate or self.data.train,
@@ -219,6 +221,7 @@ class Loop:
             )
             write_arrays(folder / parity.PARITY, responses)
             self.rollouts.keep_ahead(state, folder)
+            return written
 
         self.run.checkpoint(state, save)
 

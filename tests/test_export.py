@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -281,8 +283,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, make: Any, message: st
 def test_mistake_45_a_checkpoint_is_not_picked_up_while_it_is_written(tmp_path: Path) -> None:
     run, state = open_run(tmp_path / "run", recipe(tmp_path, "tiny"), say=lambda _: None)
 
-    def save(folder: Path) -> None:
+    def save(folder: Path) -> Callable[[], None]:
         (folder / "weights.safetensors").write_bytes(b"whole")
+        return lambda: check(folder)
+
+    def check(folder: Path) -> None:
         assert folder.parent == tmp_path / "run" / "checkpoints"
         with pytest.raises(ValueError, match="has no complete checkpoint yet"):
             find_checkpoint(tmp_path / "run")
@@ -292,3 +297,37 @@ def test_mistake_45_a_checkpoint_is_not_picked_up_while_it_is_written(tmp_path: 
     with closing(run):
         written = run.checkpoint(replace(state, step=1), save)
     assert find_checkpoint(tmp_path / "run").folder == written
+
+
+def test_learning_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """It becomes whole later, or what hindered it is said at the next look, and the one before
+    stays."""
+    run, state = open_run(tmp_path / "run", recipe(tmp_path, "tiny"), say=lambda _: None)
+    may_end, full = threading.Event(), OSError(28, "No space left on device")
+
+    def slowly(folder: Path) -> Callable[[], None]:
+        (folder / "weights.safetensors").write_bytes(b"whole")
+
+        def written() -> None:
+            assert may_end.wait(timeout=60.0)
+
+        return written
+
+    def in_vain(folder: Path) -> Callable[[], None]:
+        def written() -> None:
+            raise full
+
+        return written
+
+    with closing(run):
+        first = run.checkpoint(replace(state, step=1), slowly)
+        run.finish_checkpoint(wait=False)
+        assert not first.exists()
+        may_end.set()
+        run.finish_checkpoint()
+        assert first.exists()
+        second = run.checkpoint(replace(state, step=2), in_vain)
+        with pytest.raises(OSError, match="No space left"):
+            run.finish_checkpoint()
+        run.finish_checkpoint()  # what was said is not said again
+    assert [path.name for path in second.parent.iterdir()] == [first.name]

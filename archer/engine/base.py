@@ -6,7 +6,7 @@ there are and what samples is nobody's business above this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -97,8 +97,12 @@ class Engine(Generates, Protocol):
         """Makes the sampler serve the learner's weights; returns the new policy version."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes weights and optimizer state into a folder that exists."""
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Writes weights and optimizer state, as they are now, into a folder that exists.
+
+        What is returned waits until all of it is there, in any thread; until then learning may go
+        on.
+        """
         ...
 
     def load(self, folder: Path) -> None: ...

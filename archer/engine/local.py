@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,13 @@ class LocalEngine:
         self.policy_version += 1
         return self.policy_version
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Callable[[], None]:
         weights, moments, counters = self.learner.state()
         _save(weights, folder / WEIGHTS)
         _save(moments, folder / MOMENTS)
         state = {**counters, "policy_version": self.policy_version}
         (folder / COUNTERS).write_text(json.dumps(state) + "\n")
+        return lambda: None  # a copy to be written later would take as much memory again
 
     def load(self, folder: Path) -> None:
         state = json.loads((folder / COUNTERS).read_text())

@@ -53,7 +53,7 @@ class ClusterEngine:
         name, revision = config.model.name, config.model.revision
         self.shape = shape_of(load_config(name, revision=revision))
         self.pulse = Pulse(config.cluster.silent_seconds)
-        self.session: Session = open_session(config)
+        self.session: Session = open_session(config, say)
         self.learners: dict[str, Any] = {}
         self.samplers: dict[str, Any] = {}
         self.published: dict[int, Published] = {}
@@ -61,7 +61,7 @@ class ClusterEngine:
         self.watching = threading.Lock()
         self.closed = False
         try:
-            for number in range(config.cluster.samplers):
+            for number in range(self.session.samplers):
                 self._start_sampler(number)
             self._start_learners()
         except BaseException:
@@ -94,10 +94,16 @@ class ClusterEngine:
         ]
         for unit in units:
             self._submit(unit, requests, sampling, published)
+        deadline = time.monotonic() + self.config.cluster.wait_seconds
         try:
             while running := [unit for unit in units if not unit.done]:
                 if self.samplers:
-                    self._replace_lost(running, requests, sampling, published)
+                    stranded = self._replace_lost(running) or self._not_started(running, deadline)
+                    for place, unit in stranded:
+                        if unit.stream is not None:
+                            ray.cancel(unit.stream)
+                        unit.place = place
+                        self._submit(unit, requests, sampling, published)
                 else:
                     self._check(self.learners)
                 streams = [unit.stream for unit in running if unit.stream is not None]
@@ -144,13 +150,8 @@ class ClusterEngine:
             unit.known.add(place)
             yield Sample(*place, sample.completion)
 
-    def _replace_lost(
-        self,
-        units: Sequence[_Unit],
-        requests: Sequence[Request],
-        sampling: Sampling,
-        published: Published,
-    ) -> None:
+    def _replace_lost(self, units: Sequence[_Unit]) -> list[tuple[str, _Unit]]:
+        """Units whose sampler is gone, and the one that each is to go to."""
         with self.watching:
             if self.closed:
                 raise EngineLost("the engine was closed while it sampled")
@@ -168,13 +169,30 @@ class ClusterEngine:
             for unit in units
             if unit.stream is None or unit.process is not self.samplers[unit.place]
         ]
+        found = []
         for number, unit in enumerate(stranded):
             others = [n for n in self.samplers if n not in lost and n != unit.place]
-            unit.place = others[number % len(others)] if others else unit.place
-            self._submit(unit, requests, sampling, published)
+            found.append((others[number % len(others)] if others else unit.place, unit))
+        return found
+
+    def _not_started(self, units: Sequence[_Unit], deadline: float) -> list[tuple[str, _Unit]]:
+        """Units whose sampler is still starting, and one each that has nothing to do.
+
+        Where its machine was lost, another one may never find a place.
+        """
+        ready = [name for name, process in self.samplers.items() if self.pulse.is_ready(process)]
+        busy = {unit.place for unit in units}
+        idle = [name for name in ready if name not in busy]
+        waiting = [unit for unit in units if unit.place not in ready]
+        if not ready and time.monotonic() > deadline:
+            raise EngineLost(
+                f"waited {self.config.cluster.wait_seconds:g} s (cluster.wait_seconds) for "
+                f"{', '.join(self.samplers)} to start"
+            )
+        return list(zip(idle, waiting, strict=False))
 
     def _start_sampler(self, number: int) -> None:
-        place = self.config.cluster.learners + number
+        place = self.session.learners + number
         self.samplers[f"sampler {number}"] = self.session.start(Replica, place, self.config)
 
     # ------------------------------------------------------------------ learning
@@ -224,10 +242,15 @@ class ClusterEngine:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Callable[[], None]:
         counters = self._all("a checkpoint", "save", str(folder.resolve()))[0]
         state = {**counters, "policy_version": self.policy_version}
         (folder / COUNTERS).write_text(json.dumps(state) + "\n")
+
+        def wait() -> None:
+            self._all("a checkpoint to be written", "written", group="saving")
+
+        return wait
 
     def load(self, folder: Path) -> None:
         state = json.loads((folder / COUNTERS).read_text())
@@ -238,7 +261,7 @@ class ClusterEngine:
     # ------------------------------------------------------------------ processes
 
     def _start_learners(self) -> None:
-        world = self.config.cluster.learners
+        world = self.session.learners
         for rank in range(world):
             self.learners[f"learner {rank}"] = self.session.start(
                 LearnerRank, rank, self.config, rank=rank, world=world
@@ -247,9 +270,15 @@ class ClusterEngine:
         self._all("the learners to load the model", "join", *meet)
         self._publish(0)
 
-    def _all(self, what: str, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method of every learner, and waits for all."""
-        calls = [getattr(process, method).remote(*arguments) for process in self.learners.values()]
+    def _all(self, what: str, method: str, *arguments: Any, group: str | None = None) -> list[Any]:
+        """Calls a method of every learner, and waits for all.
+
+        group: of `session.THREADS`, for what goes on beside other calls.
+        """
+        calls = [
+            getattr(process, method).options(concurrency_group=group).remote(*arguments)
+            for process in self.learners.values()
+        ]
         return self._await(calls, what)
 
     def _parted(

@@ -12,6 +12,7 @@ nothing is left to divide by, and FSDP's own division by the number of ranks is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read
-from torch.distributed.checkpoint.state_dict_saver import save as write
+from torch.distributed.checkpoint.state_dict_saver import async_save as write_aside
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -60,10 +61,17 @@ def whole_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
 # ------------------------------------------------------------------ checkpoints
 
 
-def save(learner: Learner, folder: Path) -> None:
-    """Writes this rank's part of weights and moments with torch.distributed.checkpoint."""
+def save(learner: Learner, folder: Path, group: Any) -> Future[Any]:
+    """Copies this rank's part of weights and moments to the CPU's memory and begins to write it.
+
+    group: a process group that nothing else uses, with a backend for the CPU.
+    """
     weights, moments, _ = learner.state()
-    write({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    found = write_aside(
+        {"model": weights, "optimizer": moments}, checkpoint_id=folder, process_group=group
+    )
+    assert isinstance(found, Future)
+    return found
 
 
 def load(learner: Learner, folder: Path, counters: Mapping[str, int]) -> None:

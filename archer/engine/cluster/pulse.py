@@ -74,6 +74,10 @@ class Pulse:
         host, pid = self.places[process]
         return f"(process {pid} on {host})"
 
+    def is_ready(self, process: Any) -> bool:
+        """Whether it has answered yet."""
+        return process in self.places
+
     def forget(self, process: Any) -> None:
         """Of a process that was replaced."""
         self.asked.pop(process, None)

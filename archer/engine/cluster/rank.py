@@ -73,6 +73,8 @@ class LearnerRank:
             timeout=seconds,
         )
         self.told = dist.new_group(backend="gloo", timeout=seconds) if cuda else None
+        # Ranks agree on a checkpoint in a thread, while they learn together in another.
+        self.saving = dist.new_group(backend="gloo", timeout=seconds)
         mesh = init_device_mesh(self.device.type, (self.world,))
         name, revision = config.model.name, config.model.revision
         # Sharded float32 parameters are their own masters, whatever the forward pass computes in.
@@ -142,9 +144,16 @@ class LearnerRank:
         yield from self.replica.generate(requests, sampling, published)
 
     def save(self, folder: str) -> dict[str, int]:
-        """Writes this rank's part of a checkpoint; returns the learner's counters."""
-        fsdp.save(self.learner, Path(folder))
+        """Copies this rank's part of a checkpoint and begins to write it; the learner's counters.
+
+        Learning may go on, and `written` comes back when it is there.
+        """
+        self.writing = fsdp.save(self.learner, Path(folder), self.saving)
         return self.learner.state()[2]
+
+    def written(self) -> None:
+        """Waits for what `save` began; in a thread of its own."""
+        self.writing.result()
 
     def load(self, folder: str, counters: dict[str, int]) -> None:
         """Takes back a checkpoint."""

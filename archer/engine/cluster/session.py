@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from archer.config import Config
+from archer.config import ClusterConfig, Config
 from archer.cores import num_cores
 from archer.engine.base import EngineLost
 from archer.engine.cluster.guard import start_guard
@@ -30,6 +31,12 @@ from archer.engine.cluster.pulse import first_line
 
 SLIVER = 0.01
 """Of a CPU, asked for by a process without a GPU: cores are shared, threads say by how many."""
+
+ROUND_SECONDS = 5.0
+"""Between two looks at how much room there is."""
+
+THREADS = {"pulse": 1, "saving": 1}
+"""Of each process, beside the one that works: by the kinds of calls that they answer."""
 
 OBJECT_STORE_BYTES = 2 << 30
 """Most shared memory of a cluster that we start ourselves; it is taken as it is used."""
@@ -40,6 +47,8 @@ class Session:
     """A connection to a cluster, and places on it: learners first, then samplers."""
 
     places: Any
+    learners: int
+    samplers: int
     gpus: bool
     threads: int
     """Of torch, in each process."""
@@ -50,7 +59,7 @@ class Session:
 
     def start(self, kind: type, place: int, *arguments: Any, **options: Any) -> Any:
         """A process with an object of a class, at one of the places; it may still be starting."""
-        actor = ray.remote(concurrency_groups={"pulse": 1})(kind).options(
+        actor = ray.remote(concurrency_groups=THREADS)(kind).options(
             num_cpus=SLIVER,
             num_gpus=1 if self.gpus else 0,
             max_restarts=0,
@@ -71,37 +80,93 @@ class Session:
             self.guard.wait()
 
 
-def open_session(config: Config) -> Session:
+def open_session(config: Config, say: Callable[[str], None]) -> Session:
     """Joins or starts a cluster and reserves a place for every process of the recipe.
 
-    ValueError when there is not room for them within `cluster.wait_seconds`.
+    For fewer where the recipe allows it and there is not room for all after
+    `cluster.silent_seconds`. ValueError when there is none within `cluster.wait_seconds`.
     """
     owner = not ray.is_initialized()
     guard = _connect(config) if owner else None
-    cluster = config.cluster
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
-    count = cluster.learners + cluster.samplers
-    needs = {"CPU": SLIVER, "GPU": 1} if gpus else {"CPU": SLIVER}
-    places = placement_group([needs] * count, strategy="PACK" if gpus else "SPREAD")
     try:
-        if not places.wait(cluster.wait_seconds):
-            has = ray.cluster_resources()
-            raise ValueError(
-                f"no room for {count} processes ({cluster.learners} learners, {cluster.samplers} "
-                f"samplers) after {cluster.wait_seconds:g} s: there are {len(nodes)} machines with "
-                f"{has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs; lower "
-                "cluster.learners or cluster.samplers, or add machines"
-            )
+        places, learners, samplers = _reserve(config.cluster, gpus, say)
     except BaseException:
         if owner:
             ray.shutdown()
-        else:
-            remove_placement_group(places)
         raise
-    share = -(-count // len(nodes))
-    threads = config.model.threads or max(1, num_cores() // share)
-    return Session(places=places, gpus=gpus, threads=threads, owner=owner, guard=guard)
+    share = -(-(learners + samplers) // len(nodes))
+    return Session(
+        places=places,
+        learners=learners,
+        samplers=samplers,
+        gpus=gpus,
+        threads=config.model.threads or max(1, num_cores() // share),
+        owner=owner,
+        guard=guard,
+    )
+
+
+def _reserve(
+    cluster: ClusterConfig, gpus: bool, say: Callable[[str], None]
+) -> tuple[Any, int, int]:
+    """Places, and for how many learners and samplers they are."""
+    needs = {"CPU": SLIVER, "GPU": 1.0} if gpus else {"CPU": SLIVER}
+    # Together where the links between GPUs are fast, apart where cores are what is shared.
+    strategy = "PACK" if gpus else "SPREAD"
+    wanted = everyone = cluster.learners, cluster.samplers
+    places = placement_group([needs] * sum(wanted), strategy)
+    start, look = time.monotonic(), min(ROUND_SECONDS, cluster.wait_seconds)
+    try:
+        found = places.wait(look)
+        if not found:
+            say(f"{_no_room(cluster)} yet: waiting up to {cluster.wait_seconds:g} s for it")
+        while not found:
+            waited = time.monotonic() - start
+            if waited >= cluster.wait_seconds:
+                raise ValueError(
+                    f"{_no_room(cluster)} after {cluster.wait_seconds:g} s: lower cluster.learners "
+                    "or cluster.samplers, or add machines"
+                )
+            if waited >= cluster.silent_seconds:
+                scarce, need = list(needs.items())[-1]
+                fewer = fitting(cluster, int(ray.available_resources().get(scarce, 0) / need))
+                if fewer is not None and fewer != wanted:
+                    remove_placement_group(places)
+                    wanted, places = fewer, placement_group([needs] * sum(fewer), strategy)
+            found = places.wait(look)
+    except BaseException:
+        remove_placement_group(places)
+        raise
+    if wanted != everyone:
+        say(
+            f"going on with {wanted[0]} of {everyone[0]} learners and {wanted[1]} of {everyone[1]} "
+            f"samplers (cluster.least_learners = {cluster.least_learners})"
+        )
+    return places, *wanted
+
+
+def fitting(cluster: ClusterConfig, room: int) -> tuple[int, int] | None:
+    """Learners and samplers of a run that has room for so many processes, None for too few.
+
+    Learners give way first, down to `cluster.least_learners`, then samplers, down to one: example,
+    six learners of which two are enough, two samplers:
+        room for 7: 5 and 2; for 3: 2 and 1; for 2: too few
+    """
+    if not cluster.least_learners:
+        return None
+    learners = max(cluster.least_learners, min(cluster.learners, room - cluster.samplers))
+    samplers = min(cluster.samplers, room - learners)
+    return (learners, samplers) if samplers >= min(1, cluster.samplers) else None
+
+
+def _no_room(cluster: ClusterConfig) -> str:
+    has, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    return (
+        f"no room for {cluster.learners} learners and {cluster.samplers} samplers on "
+        f"{len(nodes)} machines with {has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs"
+    )
 
 
 def _connect(config: Config) -> subprocess.Popen[bytes] | None:

@@ -1,0 +1,115 @@
+"""A run that goes on with fewer learners when a machine is lost.
+
+Two node daemons on this machine stand for two machines with a GPU each; there is none, and what is
+placed by GPUs computes on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archer.cli import main
+from archer.config import ClusterConfig
+from archer.engine.cluster.session import fitting
+from tests.drive import Drive, gone, rollouts
+
+
+@pytest.mark.parametrize(
+    ("room", "found"), [(8, (6, 2)), (7, (5, 2)), (4, (2, 2)), (3, (2, 1)), (2, None), (0, None)]
+)
+def test_learners_give_way_first_then_samplers(room: int, found: tuple[int, int] | None) -> None:
+    cluster = ClusterConfig(learners=6, samplers=2, least_learners=2)
+    assert fitting(cluster, room) == found
+
+
+def test_learners_that_sample_need_no_other(tmp_path: Path) -> None:
+    assert fitting(ClusterConfig(learners=4, least_learners=1), 1) == (1, 0)
+    assert fitting(ClusterConfig(learners=4, least_learners=2), 1) is None
+    assert fitting(ClusterConfig(learners=4), 3) is None
+
+
+RECIPE = """
+engine = "cluster"
+[model]
+name = "tiny"
+threads = 1
+[data]
+train = [{ source = "arithmetic", count = 20 }]
+[rollout]
+problems = 4
+samples = 6
+max_tokens = 4
+filter = "keep"
+[verify]
+workers = 1
+[loss]
+name = "grpo"
+[update]
+minibatch = 4
+learning_rate = 1e-4
+[train]
+steps = 8
+[checkpoint]
+every = 2
+[cluster]
+learners = 2
+least_learners = 1
+silent_seconds = 8.0
+wait_seconds = 120.0
+"""
+
+
+def in_order(run: Path) -> list[list[tuple[str, int]]]:
+    """Problem and sample of each completion, step by step."""
+    return [[(row["id"], row["sample"]) for row in step] for step in rollouts(run)]
+
+
+@pytest.fixture
+def two() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    import archer.engine.cluster  # before ray, which reads its settings
+
+    assert archer.engine.cluster
+    small: dict[str, Any] = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 << 20}
+    cluster: Any = Cluster(
+        initialize_head=True, head_node_args={**small, "include_dashboard": False}
+    )
+    cluster.add_node(**small)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.full
+def test_a_run_goes_on_with_the_learners_that_are_left(
+    two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", two.address)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    drive = Drive(tmp_path)
+    until = time.monotonic() + 200
+    while drive.steps() < 3:
+        assert not drive.ended() and time.monotonic() < until, "".join(drive.lines)
+        time.sleep(0.05)
+    two.remove_node(two.worker_nodes.copy().pop(), allow_graceful=False)
+    code = drive.process.wait(timeout=200)
+    drive.reader.join()
+    said = "".join(drive.lines)
+    assert code == 0, said
+    assert "going on from the last checkpoint, restart 1 of" in said
+    assert "no room for 2 learners and 0 samplers on" in said
+    assert "going on with 1 of 2 learners" in said
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    gone(drive)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recipe.toml", "--run", "alone", 'engine="local"']) == 0
+    assert in_order(tmp_path / "run") == in_order(tmp_path / "alone")
