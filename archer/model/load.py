@@ -137,14 +137,27 @@ def empty_model(name: str, *, revision: str | None = None) -> Any:
     transformers_logging.disable_progress_bar()
     if name == "tiny":
         return tiny().to("meta")
-    config = load_config(name, revision=revision)
-    auto_class: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto_class.from_config(config, trust_remote_code=False)
+    model = _on_meta(load_config(name, revision=revision))
     place, options = _locate(name, revision)
     with suppress(OSError):  # there need not be one
         model.generation_config = GenerationConfig.from_pretrained(place, **options)
     return model
+
+
+def unfilled_model(name: str, *, revision: str | None = None) -> Any:
+    """What `load_model` gives in float32, on the meta device: for weights that come another way.
+
+    Raises:
+        ValueError: nothing is found under this name, or the kind is not served.
+    """
+    if name == "tiny":
+        model = tiny().to("meta")
+    else:
+        config = load_config(name, revision=revision)
+        _silence(config)
+        model = _on_meta(config, dtype=torch.float32)
+    model.config.use_cache = False
+    return model.train()
 
 
 def find_model(name: str, *, revision: str | None = None) -> str:
@@ -164,6 +177,12 @@ def stop_token_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
     configured = generation_config.eos_token_id
     found.update(configured if isinstance(configured, list | tuple) else [configured])
     return tuple(sorted(int(token) for token in found if token is not None))
+
+
+def _on_meta(config: Any, **options: Any) -> Any:
+    auto_class: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto_class.from_config(config, trust_remote_code=False, **options)
 
 
 def _number_type(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

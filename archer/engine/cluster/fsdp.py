@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read
@@ -32,8 +33,12 @@ from archer.engine.local import MOMENTS, WEIGHTS
 from archer.model.sharded import METADATA
 
 
-def shard(model: Any, mesh: DeviceMesh, *, half: bool) -> None:
-    """Shards an adapted Hugging Face model in place.
+def shard(model: Any, mesh: DeviceMesh, device: torch.device, *, half: bool) -> None:
+    """Shards an adapted Hugging Face model in place, on a device.
+
+    Rank 0 has its weights, in memory of the CPU; the others have it on the meta device and are sent
+    them, a layer at a time. So no GPU, and no other rank, ever holds more than its shard and a
+    layer.
 
     half: forward and backward passes in bfloat16. The parameters stay float32, so they are their
     own masters, and gradients are summed over ranks and micro-batches in float32.
@@ -42,12 +47,37 @@ def shard(model: Any, mesh: DeviceMesh, *, half: bool) -> None:
     if half:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.model.layers:
+        _spread(layer, device)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    _spread(model, device)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _spread(module: Any, device: torch.device) -> None:
+    """Puts what of a module is not sharded yet on every rank's device; what is tied stays tied."""
+    there: dict[Tensor, Tensor] = {}  # by identity
+    for part in module.modules():
+        for own in (part._parameters, part._buffers):
+            for name, tensor in own.items():
+                if tensor is None or isinstance(tensor, DTensor):
+                    continue
+                if tensor not in there:
+                    whole = (
+                        torch.empty_like(tensor, device=device, requires_grad=False)
+                        if tensor.is_meta
+                        else tensor.detach().to(device)
+                    )
+                    dist.broadcast(whole, src=0)
+                    there[tensor] = (
+                        nn.Parameter(whole, requires_grad=tensor.requires_grad)
+                        if isinstance(tensor, nn.Parameter)
+                        else whole
+                    )
+                own[name] = there[tensor]
 
 
 def whole_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -36,7 +36,7 @@ from archer.engine.cluster.replica import (
 from archer.engine.learner import score
 from archer.engine.local import learner_of, resolve_device
 from archer.model.adapt import adapt
-from archer.model.load import load_model
+from archer.model.load import load_model, unfilled_model
 
 dist: Any = torch.distributed  # much of which has no types
 
@@ -78,7 +78,11 @@ class LearnerRank:
         mesh = init_device_mesh(self.device.type, (self.world,))
         name, revision = config.model.name, config.model.revision
         # Sharded float32 parameters are their own masters, whatever the forward pass computes in.
-        model = load_model(name, dtype="float32", device=torch.device("cpu"), revision=revision)
+        model = (
+            unfilled_model(name, revision=revision)
+            if self.rank
+            else load_model(name, revision=revision, dtype="float32")
+        )
         half = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
         self.sampled_dtype = torch.bfloat16 if half else torch.float32
         adapt(model)
@@ -86,8 +90,8 @@ class LearnerRank:
         self.reference: Any = None
         if objective.uses_reference:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
-            fsdp.shard(self.reference.to(self.device), mesh, half=half)
-        fsdp.shard(model.to(self.device), mesh, half=half)
+            fsdp.shard(self.reference, mesh, self.device, half=half)
+        fsdp.shard(model, mesh, self.device, half=half)
         self.learner = learner_of(model, config, objective, self.everyone)
         self.replica = None
         if not config.cluster.samplers:
