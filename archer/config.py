@@ -108,6 +108,8 @@ class RolloutConfig(Section):
     """Problems per step."""
     samples: int = Field(ge=1)
     """Completions per problem."""
+    sampler: Literal["own", "vllm"] = "own"
+    """What samples: `own`, the model's own modules; `vllm`, vLLM; needs mismatch correction."""
     max_tokens: int = Field(ge=1)
     """Longest completion, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
@@ -127,7 +129,7 @@ class RolloutConfig(Section):
     ahead: int = Field(default=0, ge=0)
     """Steps whose sampling may begin before the ones before them are learned from."""
     cache_tokens: int = Field(default=65536, ge=1)
-    """Tokens in flight in the sampler at most, counted at full length."""
+    """Tokens in flight in the sampler at most, counted at full length: the size of its cache."""
     overlong: OverlongConfig = OverlongConfig()
 
 
@@ -348,6 +350,17 @@ class Config(Section):
         if self.mismatch.kind != "none" and update.old_logp == "sampler":
             raise ValueError(
                 "mismatch.kind needs the learner's own old log-probs: use update.old_logp = score"
+            )
+        if rollout.sampler == "vllm" and self.mismatch.kind == "none":
+            raise ValueError(
+                "rollout.sampler = vllm: its log-probs differ from the learner's by rounding, and "
+                "it tells no entropies: set mismatch.kind to tis or mis, with update.old_logp = "
+                "score"
+            )
+        if rollout.sampler == "vllm" and self.engine == "cluster" and not self.cluster.samplers:
+            raise ValueError(
+                "rollout.sampler = vllm, and cluster.samplers = 0 has the learners sample: vLLM "
+                "needs processes of its own, so set cluster.samplers to 1 or more"
             )
         if rollout.ahead and self.mismatch.kind == "none" and update.old_logp == "score":
             raise ValueError(

@@ -26,7 +26,7 @@ from archer.engine.base import Generates, Request, Sample, Sampling
 from archer.engine.local import resolve_device
 from archer.engine.sampler import Sampler
 from archer.engine.server import Address, Server, open_server
-from archer.engine.vllm import VllmSampler
+from archer.engine.vllm import VllmSampler, sampled_dtype
 from archer.evaluate import described, judged_units, score_answers, units
 from archer.export import (
     RECIPE,
@@ -517,9 +517,8 @@ def open_vllm(
 
     ValueError where vLLM is missing, or the model has no files.
     """
-    origin, dtype = config.model, config.model.dtype
-    if dtype == "auto":  # vLLM's own would make a 16-bit model of a 32-bit one
-        dtype = "bfloat16" if resolve_device(origin.device).type == "cuda" else "float32"
+    torch.set_num_threads(num_threads(config))
+    origin = config.model
     tokenizer = load_tokenizer(origin.name, revision=origin.revision)
     with tempfile.TemporaryDirectory(prefix="archer-") as folder:
         if checkpoint is None:
@@ -533,7 +532,7 @@ def open_vllm(
             revision=revision,
             tokenizer=tokenizer,
             stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
-            dtype=dtype,
+            dtype=sampled_dtype(config),
             context=longest_prompt + longest_answer(config)[0],
             memory_share=memory_share,
         )

@@ -22,6 +22,7 @@ from archer.data.sources import SourceCount, SourceSpec, train_and_eval
 from archer.engine.base import Engine, Generates
 from archer.engine.choices import choose_advantage, choose_objective, try_loss
 from archer.engine.local import LocalEngine, resolve_device
+from archer.engine.vllm import MISSING
 from archer.model.load import load_config, load_model, load_tokenizer
 from archer.model.prompts import MessageRenderer, RenderedPrompt, Renderer
 from archer.rollout import Render
@@ -79,6 +80,14 @@ def check_recipe(config: Config) -> None:
         raise ValueError(
             "engine = cluster needs Ray: install archer-rl[cluster], or set engine = local"
         )
+    if config.rollout.sampler == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise ValueError(f"rollout.sampler = vllm: {MISSING}")
+        if config.model.name == "tiny":
+            raise ValueError(
+                "rollout.sampler = vllm reads a model's files, and model.name = tiny is made on "
+                "the spot and has none: give another model, or set rollout.sampler = own"
+            )
 
 
 def load_data(config: Config, *, chat: bool = False) -> Data:

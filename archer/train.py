@@ -102,6 +102,8 @@ def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None
     check_recipe(config)
     check_sinks(config.log.sinks)
     data = load_data(config)
+    if config.rollout.sampler == "vllm":
+        data = replace(data, sampler="vllm")
     restarts = config.cluster.restarts
     with _stop_requests() as stop:
         for restart in range(restarts + 1):
@@ -245,6 +247,7 @@ class Loop:
         metrics = {
             "kl": None,
             "grad_norm": None,
+            "entropy": None,
             "seconds/score": 0.0,
             "seconds/update": 0.0,
             **summarise(tallies),
@@ -263,7 +266,7 @@ class Loop:
             "seconds/idle_sampler": self.rollouts.idle_seconds(),
             "memory/peak_gb": peak_gb(),
         }
-        if config.entropy.target is not None:
+        if config.entropy.target is not None and metrics["entropy"] is not None:
             state = replace(
                 state,
                 entropy_coefficient=adapt_entropy_coefficient(
@@ -442,17 +445,22 @@ def advantages_by_place(
 
 
 def step_metrics(groups: Sequence[Group]) -> dict[str, Any]:
-    """What was sampled and how it was judged; errors are in no mean, and counted."""
+    """What was sampled and how it was judged; errors are in no mean, and counted.
+
+    Where the sampler does not know its entropies (NaN), their mean is left out: the learner's
+    stands for it.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     judged = [rollout for rollout in rollouts if rollout.verdict.outcome != "error"]
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     outcomes = [rollout.verdict.outcome for rollout in rollouts]
     entropies = np.concatenate([rollout.completion.entropies for rollout in rollouts])
+    entropy = float(entropies.mean(dtype=np.float64))
     text = summarise(text_tallies([rollout.completion.text for rollout in rollouts]))
     return {
         "reward/mean": _mean([rollout.reward for rollout in judged]),
         "accuracy": _mean([rollout.verdict.score for rollout in judged]),
-        "entropy": float(entropies.mean(dtype=np.float64)),
+        **({} if math.isnan(entropy) else {"entropy": entropy}),
         "response_length/mean": _mean(lengths),
         "response_length/max": max(lengths),
         "truncated": _mean([rollout.completion.stop == "length" for rollout in rollouts]),
@@ -466,10 +474,12 @@ def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
     """A step in one line of at most 80 characters; the interval of a score only where it fits."""
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     if "accuracy" in metrics:
-        accuracy = math.nan if metrics["accuracy"] is None else metrics["accuracy"]
+        accuracy, entropy = (
+            math.nan if metrics[name] is None else metrics[name] for name in ("accuracy", "entropy")
+        )
         parts += [
             f"accuracy {accuracy:.3f}",
-            f"entropy {metrics['entropy']:.2f}",
+            f"entropy {entropy:.2f}",
             f"length {metrics['response_length/mean']:.1f}",
             f"{metrics['seconds/step']:.1f} s",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,13 @@ from archer.cli import main
 from archer.config import Config, config_from
 from archer.model.adapt import adapt
 from archer.model.packing import pack
-from archer.model.shapes import SHAPES, ModelShape, parameter_count, shape_of
+from archer.model.shapes import (
+    SHAPES,
+    ModelShape,
+    cache_bytes_per_token,
+    parameter_count,
+    shape_of,
+)
 from archer.model.tiny import KINDS, tiny_model, tiny_tokenizer
 from archer.plan import expected_lengths, plan
 from archer.plan.estimate import (
@@ -435,6 +442,35 @@ def test_what_is_on_is_told_from_what_is_off() -> None:
     assert "mismatch corrected, tis by token with ratios in [0, 2]" in words
     assert "uniform groups replaced by others until enough teach" in words
     assert "long answers penalty up to 1 over the last 2 tokens; cut ones do not count" in words
+
+
+VLLM: dict[str, Any] = {"rollout": {"sampler": "vllm"}, "mismatch": {"kind": "tis"}}
+
+
+def test_a_recipe_for_vllm_is_planned_where_vllm_is_and_refused_in_a_line_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, find = set[str](), importlib.util.find_spec
+
+    def spec(name: str) -> object:
+        return name in here or None if name == "vllm" else find(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", spec)
+    with pytest.raises(ValueError, match=r"^rollout.sampler = vllm: vLLM is not installed: pip "):
+        plan(recipe(**VLLM))
+    here.add("vllm")
+    with pytest.raises(ValueError, match=r"^rollout.sampler = vllm reads a model's files, and "):
+        plan(recipe(**VLLM))
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    own, config = recipe(), recipe(**VLLM, model={"name": str(tmp_path)})
+    assert "vLLM, with a copy of the weights" in " ".join(plan(config).split())
+    taken, drawn = estimate_memory(job(config)), estimate_memory(job(own))
+    assert taken.weights == 2 * drawn.weights
+    tokens = 65536 - 12 * (LENGTHS.longest_prompt + LENGTHS.longest_answer)
+    assert taken.cache - drawn.cache == tokens * cache_bytes_per_token(TOY)
+    with pytest.raises(ValueError, match=r"needs processes of its own: set cluster.samplers to 1"):
+        plan(config, gpus=2)
 
 
 def test_a_problem_file_that_is_not_here_is_reported_with_its_cure(tmp_path: Path) -> None:

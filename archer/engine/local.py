@@ -1,7 +1,8 @@
 """Everything in one process: learner and sampler share one set of weights.
 
 So publishing costs nothing, and what is sampled from is what is trained, to the last bit of the
-weights. A reference model is held only where the recipe has a KL term.
+weights. vLLM holds weights of its own, and takes each version before it first samples with it. A
+reference model is held only where the recipe has a KL term.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.learner import Everyone, Learner, alone, score
 from archer.engine.sampler import Sampler
+from archer.engine.vllm import VllmSampler, open_vllm
 from archer.model.adapt import adapt
 from archer.model.load import stop_token_ids
 from archer.model.sharded import METADATA, read_distributed
@@ -42,15 +44,24 @@ class LocalEngine:
         if objective.uses_reference:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.learner = learner_of(model, config, objective)
-        self.sampler = Sampler(
-            model,
-            tokenizer,
-            stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
-            cache_tokens=config.rollout.cache_tokens,
-        )
+        self.sampler: Sampler | VllmSampler
+        if config.rollout.sampler == "vllm":
+            self.sampler = open_vllm(config, sleeps=next(model.parameters()).is_cuda)
+        else:
+            self.sampler = Sampler(
+                model,
+                tokenizer,
+                stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+                cache_tokens=config.rollout.cache_tokens,
+            )
         self.policy_version = 0
+        self.taken = -1
+        """Version of the weights that vLLM holds."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        if isinstance(self.sampler, VllmSampler) and self.taken != self.policy_version:
+            self.sampler.take((n, p.detach()) for n, p in self.model.named_parameters())
+            self.taken = self.policy_version
         return self.sampler.generate(requests, sampling, policy_version=self.policy_version)
 
     def at(self, version: int) -> LocalEngine:
@@ -58,6 +69,7 @@ class LocalEngine:
         return self
 
     def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
+        self._learn()
         if old:
             logp, entropy = self.learner.score(batch)
             batch = replace(batch, old_logp=logp, old_entropy=entropy)
@@ -71,7 +83,13 @@ class LocalEngine:
     def update(
         self, minibatch: TokenBatch, *, lr: float, entropy_coefficient: float | None = None
     ) -> Tallies:
+        self._learn()
         return self.learner.update(minibatch, lr=lr, entropy_coefficient=entropy_coefficient)
+
+    def _learn(self) -> None:
+        """Learning and vLLM take turns on a GPU."""
+        if isinstance(self.sampler, VllmSampler) and self.sampler.sleep():
+            self.taken = -1
 
     def publish(self) -> int:
         self.policy_version += 1
@@ -88,10 +106,12 @@ class LocalEngine:
     def load(self, folder: Path) -> None:
         state = json.loads((folder / COUNTERS).read_text())
         self.learner.load_state(stored_weights(folder), stored_moments(folder), state)
-        self.policy_version = state["policy_version"]
+        self.policy_version, self.taken = state["policy_version"], -1
 
     def close(self) -> None:
         """Nothing outlives the process that holds this engine."""
+        if isinstance(self.sampler, VllmSampler):
+            self.sampler.close()
 
 
 def learner_of(

@@ -9,7 +9,7 @@ else does, neither time nor chance; so the same call gives the same numbers to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,14 @@ class Sampler:
         self.tokenizer = tokenizer
         self.stop_token_ids = frozenset(stop_token_ids)
         self.cache_tokens = cache_tokens
+
+    @torch.no_grad()
+    def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes over all parameters of the model, by name."""
+        own = dict(self.model.named_parameters())
+        for name, tensor in tensors:
+            own.pop(name).copy_(tensor)
+        assert not own, f"no weights came for {sorted(own)[0]}"
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int

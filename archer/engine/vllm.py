@@ -2,27 +2,47 @@
 
 Prompts go in as tokens and tokens come out, so a template is rendered once, here. Each completion
 has a seed of its own, made from its name; which rows share a forward pass is vLLM's business, so
-log-probs, and with them draws that hang by a hair, may differ from run to run by rounding. Nothing
-else imports vllm.
+log-probs, and with them draws that hang by a hair, may differ from run to run by rounding.
+
+vLLM's engine works in this process, not in one of its own: new weights are tensors that it is
+handed, and nothing is left when this process is killed. There can be one in a process, and it
+takes torch's default process group for itself. Nothing else imports vllm.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
+from archer.model.load import (
+    empty_model,
+    find_model,
+    load_config,
+    load_tokenizer,
+    stop_token_ids,
+)
+from archer.model.shapes import cache_bytes_per_token, shape_of
 from archer.randomness import key
 from archer.types import Completion, StopReason
 
 MISSING = "vLLM is not installed: pip install 'archer-rl[vllm]', or sample without it"
 
+LEAST_SHARE = 0.01
+"""Of the memory, asked for where the size of the cache is said instead; vLLM wants some number."""
+
+SPARE_TOKENS = 256
+"""Of the cache: two blocks on a CPU, one that is only begun and one that vLLM keeps empty."""
+
 
 class VllmSampler:
-    """Draws completions with vLLM, offline, in this process and the one that it starts.
+    """Draws completions with vLLM, offline, in this process.
 
     Args:
         model: a folder or a hub name.
@@ -32,6 +52,9 @@ class VllmSampler:
         dtype: "float32" or "bfloat16".
         context: tokens of the longest prompt and completion together.
         memory_share: of the device's memory that vLLM takes; the rest is left to others.
+        cache_bytes: size of its cache, in place of what `memory_share` leaves.
+        weights: whether the model's own are read; random ones without, until `take`.
+        sleeps: whether `sleep` is to give a GPU's memory back.
 
     Raises:
         ValueError: vLLM is missing.
@@ -45,10 +68,15 @@ class VllmSampler:
         stop_token_ids: Sequence[int],
         dtype: str,
         context: int,
-        memory_share: float,
+        memory_share: float = LEAST_SHARE,
+        cache_bytes: int | None = None,
         revision: str | None = None,
+        weights: bool = True,
+        sleeps: bool = False,
     ) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns at every `take`
         try:
             from vllm import LLM, SamplingParams
         except ImportError:
@@ -56,6 +84,7 @@ class VllmSampler:
         self._params = SamplingParams
         self._tokenizer = tokenizer
         self._stop_token_ids = sorted(stop_token_ids)
+        self._sleeps, self._asleep = sleeps, False
         self._llm = LLM(
             model=model,
             revision=revision,
@@ -63,10 +92,29 @@ class VllmSampler:
             dtype=dtype,
             max_model_len=context,
             gpu_memory_utilization=memory_share,
+            kv_cache_memory_bytes=cache_bytes,
+            load_format="auto" if weights else "dummy",
+            enable_sleep_mode=sleeps,
             logprobs_mode="processed_logprobs",  # of the distribution that is drawn from
             generation_config="vllm",  # no temperature or top-k of the model's own
             disable_log_stats=True,
         )
+
+    def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes over all parameters, by the names that transformers gives them."""
+        if self._asleep:
+            torch.cuda.empty_cache()  # what the learner has left of the memory
+            self._llm.wake_up()
+            self._asleep = False
+        self._llm.collective_rpc(_load, args=(tensors,))
+        self._llm.reset_prefix_cache()  # keys and values of the weights before
+
+    def sleep(self) -> bool:
+        """Gives the GPU's memory back, weights too, until the next `take`; False where it stays."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep = True
+        return self._asleep
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int = 0
@@ -99,7 +147,7 @@ class VllmSampler:
                 self._llm.llm_engine.abort_request(list(places))
 
     def close(self) -> None:
-        """Ends vLLM's process and gives its memory back."""
+        """Gives its memory back."""
         self._llm.llm_engine.engine_core.shutdown()
 
     def _sampling(self, sampling: Sampling, name: tuple[str | int, ...]) -> Any:
@@ -139,3 +187,51 @@ class VllmSampler:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         ends = [text.find(string) for string in sampling.stop if string in text]
         return text[: min(ends)] if ends else text
+
+
+def _load(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    worker.model_runner.reload_weights(weights_iterator=tensors)
+    model = worker.model_runner.get_model()
+    if worker.device.type == "cpu" and model.config.tie_word_embeddings:
+        # No weights come for a tied head, so vLLM would keep the copy that it packed for the CPU.
+        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+def open_vllm(config: Config, *, sleeps: bool = False) -> VllmSampler:
+    """vLLM as a recipe has it, of no use before its first `take`.
+
+    Raises:
+        ValueError: vLLM is missing, or the model has no files.
+    """
+    name, revision = config.model.name, config.model.revision
+    place, described = find_model(name, revision=revision), load_config(name, revision=revision)
+    dtype = sampled_dtype(config)
+    longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
+    context = min(config.data.max_prompt_tokens + longest, described.max_position_embeddings)
+    per_token = cache_bytes_per_token(
+        shape_of(described), bytes_per_number=4 if dtype == "float32" else 2
+    )
+    tokenizer = load_tokenizer(name, revision=revision)
+    model = empty_model(name, revision=revision)
+    return VllmSampler(
+        place,
+        revision=revision,
+        tokenizer=tokenizer,
+        stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+        dtype=dtype,
+        context=context,
+        cache_bytes=per_token * (max(config.rollout.cache_tokens, context) + SPARE_TOKENS),
+        weights=False,
+        sleeps=sleeps,
+    )
+
+
+def sampled_dtype(config: Config) -> str:
+    """The number type that a recipe's model is sampled in: "float32" or "bfloat16".
+
+    vLLM's own "auto" would make a 16-bit model of a 32-bit one.
+    """
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    cuda = config.model.device != "cpu" and torch.cuda.is_available()
+    return "bfloat16" if cuda else "float32"

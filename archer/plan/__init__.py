@@ -171,6 +171,7 @@ def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
             "optimizer steps",
         ),
         *_places(config),
+        *_sampler(config),
         ("problems", _problems(config, lengths, data)),
         (
             "learning",
@@ -191,6 +192,17 @@ def _places(config: Config) -> Lines:
             "processes",
             f"{cluster.learners} learners that share the model, {samplers}; memory and time below "
             "are those of one process that does it all",
+        )
+    ]
+
+
+def _sampler(config: Config) -> Lines:
+    if config.rollout.sampler == "own":
+        return []
+    return [
+        (
+            "sampler",
+            "vLLM, with a copy of the weights; the time below is that of archer's own sampler",
         )
     ]
 
@@ -363,6 +375,11 @@ def _placement(config: Config, gpus: int, gpu: str) -> Placement:
         raise ValueError(
             f"--gpus {gpus} leaves none to learn beside cluster.samplers = {samplers}: give more "
             "GPUs, or lower cluster.samplers"
+        )
+    if gpus > 1 and not samplers and config.rollout.sampler == "vllm":
+        raise ValueError(
+            f"--gpus {gpus} has learners that sample by turns, and rollout.sampler = vllm needs "
+            "processes of its own: set cluster.samplers to 1 or more"
         )
     return Placement(gpu=gpu, learners=gpus - samplers, samplers=samplers)
 

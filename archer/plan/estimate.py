@@ -236,7 +236,10 @@ def estimate_memory(job: Job) -> Memory:
     micro = largest_microbatch(job.config, job.lengths)
     in_flight = answers_in_flight(job.config, job.lengths)
     row = job.lengths.longest_prompt + job.lengths.longest_answer
-    keys_and_values = in_flight * row * cache_bytes_per_token(shape, bytes_per_number=itemsize)
+    # vLLM takes all of its cache at once, and has a copy of the weights.
+    vllm = job.config.rollout.sampler == "vllm"
+    cached = max(job.config.rollout.cache_tokens, row) if vllm else in_flight * row
+    keys_and_values = cached * cache_bytes_per_token(shape, bytes_per_number=itemsize)
     # A decoding step's logits, shifted, their probabilities, and running sums of those.
     drawing = 4 * 4 * in_flight * shape.vocabulary
     # Shared weights get a second gradient from the embedding before both are added up.
@@ -244,7 +247,7 @@ def estimate_memory(job: Job) -> Memory:
     half = itemsize == 2
     return Memory(
         framework=FRAMEWORK_BYTES[job.device],
-        weights=parameters * itemsize,
+        weights=parameters * itemsize * (2 if vllm else 1),
         masters=4 * parameters if half else 0,
         moments=8 * parameters,
         reference=parameters * itemsize if job.config.kl.used else 0,

@@ -20,6 +20,7 @@ from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.local import resolve_device
 from archer.engine.sampler import Sampler
+from archer.engine.vllm import VllmSampler, open_vllm
 from archer.model.adapt import adapt
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
 
@@ -47,48 +48,56 @@ class Replica:
 
     def __init__(self, config: Config, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        name, revision = config.model.name, config.model.revision
-        device = resolve_device(config.model.device)
-        model = load_model(name, dtype=config.model.dtype, device=device, revision=revision)
-        adapt(model)
-        tokenizer = load_tokenizer(name, revision=revision)
-        self.model: Any = model.requires_grad_(False).eval()
-        self.dtype = next(model.parameters()).dtype
+        self.sampler: Sampler | VllmSampler
+        self.sampler = open_vllm(config) if config.rollout.sampler == "vllm" else _own(config)
         self.version = -1
-        self.sampler = Sampler(
-            self.model,
-            tokenizer,
-            stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
-            cache_tokens=config.rollout.cache_tokens,
-        )
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, published: Published
     ) -> Iterator[Sample]:
         """Samples with the weights of that version, fetched first where they are not here."""
         if self.version != published.version:
-            tensors = (pair for bucket in published.buckets for pair in ray.get(bucket))
-            self.take(((n, torch.from_numpy(array)) for n, array in tensors), published.version)
-            if (found := checksum(self.model.named_parameters())) != published.checksum:
-                raise RuntimeError(
-                    f"the weights of version {published.version} arrived with the checksum "
-                    f"{found:08x} instead of {published.checksum:08x}"
-                )
+            self.take(_fetched(published), published.version)
         yield from self.sampler.generate(requests, sampling, policy_version=published.version)
 
-    @torch.no_grad()
     def take(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes over all parameters; while that goes on, this replica has no version."""
         self.version = -1
-        own = dict(self.model.named_parameters())
-        for name, tensor in tensors:
-            own.pop(name).copy_(tensor.view(self.dtype) if tensor.dtype != self.dtype else tensor)
-        assert not own, f"no weights came for {sorted(own)[0]}"
+        self.sampler.take(tensors)
         self.version = version
 
     def ping(self) -> tuple[str, int]:
         """Says where it is, whatever it works on."""
         return here()
+
+
+def _own(config: Config) -> Sampler:
+    name, revision = config.model.name, config.model.revision
+    device = resolve_device(config.model.device)
+    model = load_model(name, dtype=config.model.dtype, device=device, revision=revision)
+    adapt(model)
+    tokenizer = load_tokenizer(name, revision=revision)
+    return Sampler(
+        model.requires_grad_(False).eval(),
+        tokenizer,
+        stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+        cache_tokens=config.rollout.cache_tokens,
+    )
+
+
+def _fetched(published: Published) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a version; RuntimeError behind the last one where they are not those."""
+    found = 0
+    for bucket in published.buckets:
+        for name, array in ray.get(bucket):
+            tensor = torch.from_numpy(array)
+            found = checksum([(name, tensor)], found)
+            yield name, tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+    if found != published.checksum:
+        raise RuntimeError(
+            f"the weights of version {published.version} arrived with the checksum {found:08x} "
+            f"instead of {published.checksum:08x}"
+        )
 
 
 def here() -> tuple[str, int]:
