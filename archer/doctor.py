@@ -17,7 +17,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 import archer
 from archer.cores import num_cores
-from archer.model.convert import CHECKSUMS, cache_folder
+from archer.files import cache_folder
+from archer.model.convert import CHECKSUMS
 from archer.verify.sandbox.selftest import ATTEMPTS, best_level
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pydantic", "math-verify", "gguf")

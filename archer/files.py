@@ -1,4 +1,4 @@
-"""Files that are complete or not there."""
+"""Files that are complete or not there, and the folder of those that are no user's own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ PARTIAL = ".partial"
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system says that has none, as NFS may; claims do without (archer.claims)."""
+
+
+def cache_folder() -> Path:
+    """Where converted models and notes on clusters are: `ARCHER_CACHE`, or `~/.cache/archer`."""
+    chosen = os.environ.get("ARCHER_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "archer"
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
 import pickle
 import shutil
 import subprocess
@@ -65,12 +64,6 @@ UNREADABLE = (
     pickle.UnpicklingError,
 )
 """What reading a damaged or foreign model folder raises, depending on the file."""
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `ARCHER_CACHE`, or `~/.cache/archer`."""
-    chosen = os.environ.get("ARCHER_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "archer"
 
 
 @functools.cache

@@ -33,7 +33,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from archer.model.convert import UNREADABLE, cache_folder, gguf_folder, one_line, smollm2_folder
+from archer.files import cache_folder
+from archer.model.convert import UNREADABLE, gguf_folder, one_line, smollm2_folder
 from archer.model.supported import check_supported
 from archer.model.tiny import tiny, tiny_tokenizer
 

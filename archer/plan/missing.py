@@ -16,7 +16,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from archer.config import Config, SourceConfig
-from archer.model.convert import CHECKSUMS, cache_folder
+from archer.files import cache_folder
+from archer.model.convert import CHECKSUMS
 from archer.model.load import load_config
 from archer.model.shapes import ModelShape, known_shape, parameter_count, shape_of
 from archer.plan.estimate import Job, Memory, checkpoint_bytes

@@ -16,8 +16,9 @@ from archer.engine.base import Request, Sample, Sampling
 from archer.engine.sampler import Sampler
 from archer.engine.vllm import VllmSampler
 from archer.evaluate_model import evaluate_model
+from archer.files import cache_folder
 from archer.model.adapt import adapt
-from archer.model.convert import cache_folder, smollm2_folder
+from archer.model.convert import smollm2_folder
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
 from archer.model.prompts import Renderer
 from archer.scores import different_settings, read_evaluation

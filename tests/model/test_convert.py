@@ -17,11 +17,11 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
+from archer.files import cache_folder
 from archer.model.convert import (
     CHECKSUMS,
     SMOLLM2_GGUF,
     SMOLLM2_WHEEL,
-    cache_folder,
     cached,
     gguf_folder,
 )

@@ -28,7 +28,7 @@ import psutil
 
 from archer.engine.cluster.hosts import Host, read_hosts
 from archer.engine.cluster.node import GRACE_SECONDS, GREETING, last_lines
-from archer.files import written_whole
+from archer.files import cache_folder, written_whole
 
 ANSWER_SECONDS = 30.0
 """For ssh and an answer, on top of what the work takes."""
@@ -365,8 +365,6 @@ def _reply(process: subprocess.Popen[str], deadline: float, seconds: float) -> R
 
 def _file(hostfile: Path | None) -> Path:
     """Where it is remembered what was started for a hostfile."""
-    from archer.model.convert import cache_folder
-
     if hostfile is None:
         return cache_folder() / "clusters" / "local.json"
     key = hashlib.sha256(str(hostfile.resolve()).encode()).hexdigest()[:16]
