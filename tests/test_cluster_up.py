@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from ray._common.utils import get_ray_address_file
 
-from archer.engine.cluster.node import processes
+from archer.engine.cluster.node import GREETING, MARK, processes, stop
+from archer.engine.cluster.up import Cluster, _command
 from tests.children import child_environment
 from tests.test_cluster import RECIPE
 
@@ -118,7 +123,7 @@ def test_a_machine_that_cannot_be_reached_is_named_and_nothing_runs(
     up = archer("cluster", "up", *there, "--port", str(free_port()), variables=variables)
     assert up.returncode == 2
     (line,) = up.stderr.splitlines()
-    assert "1 of 2 machines are not in, so nothing was left running" in line
+    assert "1 of 2 machines are not in: " in line and line.endswith("; nothing was left running")
     assert "no-such-machine.invalid: " in line and "correct its name in the hostfile" in line
     assert not list((tmp_path / "cache/clusters").iterdir())
 
@@ -135,3 +140,48 @@ def test_a_cluster_with_a_dead_node_says_so_and_can_be_ended(
     assert status.returncode == 1
     assert status.stdout.startswith("localhost  missing")
     assert archer("cluster", "down", "--local", variables=variables).returncode == 0
+
+
+def test_what_was_asked_to_start_is_ended_before_it_has_started_anything() -> None:
+    """As when Ctrl-C comes then: it would have begun when all was thought to be ended."""
+    mark = uuid.uuid4().hex
+    cluster = Cluster(
+        mark=mark,
+        address="",
+        names=("here",),
+        folder=".",
+        python=sys.executable,
+        local=True,
+        ssh_config="",
+    )
+    with subprocess.Popen(
+        _command(cluster, "here", "start"),
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as asked:
+        try:
+            assert asked.stdout is not None
+            assert asked.stdout.readline() == f"{GREETING}\n"
+            assert stop(cluster=mark, address="") == {"processes": 1}
+        finally:
+            asked.kill()
+
+
+def test_what_has_ended_does_not_count_though_nobody_asked_how() -> None:
+    mark = uuid.uuid4().hex
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 0 & exec sleep 60"],
+        env={**os.environ, MARK: mark},
+        start_new_session=True,
+    ) as sleeping:
+        try:
+            parent = psutil.Process(sleeping.pid)
+            while [child.status() for child in parent.children()] != [psutil.STATUS_ZOMBIE]:
+                time.sleep(0.01)
+            assert [process.pid for process in processes(mark)] == [sleeping.pid]
+            assert stop(cluster=mark, address="") == {"processes": 1}
+        finally:
+            sleeping.kill()

@@ -73,7 +73,9 @@ def start(
     if slots is not None:
         command += _counts(slots)
     _keep_token(token)
-    environment = {**os.environ, MARK: cluster}
+    # Ray gives its processes titles, and where its own name is short would write them over the
+    # variables that we know them by: with SPT_NOENV it does not.
+    environment = {**os.environ, MARK: cluster, "SPT_NOENV": "1"}
     environment.pop("RAY_ADDRESS", None)
     # A file, not a pipe: Ray's daemons hold what they inherit open for as long as they live.
     with tempfile.TemporaryFile() as said:
@@ -92,7 +94,9 @@ def start(
                 raise ValueError(last_lines(said.read().decode(errors="replace")))
         except subprocess.TimeoutExpired:
             stop(cluster=cluster, address=head)
-            raise ValueError(f"ray start was not done after {seconds:.0f} s") from None
+            raise ValueError(
+                f"ray start was not done after {seconds:.0f} s; give it longer with --wait"
+            ) from None
         except BaseException:
             stop(cluster=cluster, address=head)
             raise
@@ -146,19 +150,26 @@ def find(*, cluster: str) -> dict[str, Any]:
 
 
 def stop(*, cluster: str, address: str) -> dict[str, Any]:
-    """Ends every process of a cluster here: those of other clusters are left alone."""
+    """Ends every process of a cluster here: those of other clusters are left alone.
+
+    ValueError when some do not end.
+    """
     found = processes(cluster)
     for process in found:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
             process.resume()  # one that is stopped would never hear of it
     psutil.wait_procs(found, timeout=GRACE_SECONDS)
+    deadline = time.monotonic() + GRACE_SECONDS
     # A worker may have come while its daemon was ending.
-    left = {*processes(cluster), *(process for process in found if process.is_running())}
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=GRACE_SECONDS)
+    while left := {*processes(cluster), *filter(_runs, found)}:
+        if time.monotonic() > deadline:
+            numbers = ", ".join(str(process.pid) for process in left)
+            raise ValueError(f"processes that do not end, even when killed: {numbers}")
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=GRACE_SECONDS)
     _forget_address(address)
     return {"processes": len(found)}
 
@@ -183,7 +194,16 @@ def processes(cluster: str) -> list[psutil.Process]:
     for process in tuple(found):
         with suppress(psutil.NoSuchProcess):
             found.update(process.children(recursive=True))
-    return sorted(found - {psutil.Process()}, key=lambda process: process.pid)
+    found.discard(psutil.Process())
+    return sorted(filter(_runs, found), key=lambda process: process.pid)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Not so one that has ended and that nobody asks for the reason, as in some containers."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _mark(process: psutil.Process) -> str | None:

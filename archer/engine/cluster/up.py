@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from archer.engine.cluster.hosts import Host, read_hosts
-from archer.engine.cluster.node import GRACE_SECONDS, GREETING, last_lines
+from archer.engine.cluster.node import GRACE_SECONDS, GREETING, MARK, last_lines
 from archer.files import cache_folder, written_whole
 
 ANSWER_SECONDS = 30.0
@@ -40,8 +40,13 @@ SSH = (
 
 CURES = {
     "Permission denied": "give this machine's key to it with ssh-copy-id, so that ssh does not ask "
-    "for a password",
+    "for a password, or name the right user, as in user@name",
+    "Host key for": "if it was set up anew, do so and log in by hand once; if not, another machine "
+    "answers by its name",
     "Host key verification failed": "log in by hand once, so that ssh knows it",
+    "No route to host": "is it on?",
+    "Connection timed out": "is it on, and may ssh pass to it?",
+    "Connection refused": "start sshd there",
     "Could not resolve hostname": "correct its name in the hostfile, or give it in ~/.ssh/config",
     "No module named 'archer": "install archer there in the same virtual environment",
     "No module named archer": "install archer there in the same virtual environment",
@@ -123,11 +128,20 @@ def up(
             f"it is up already, at {before.address or 'no address yet'}; "
             f"archer cluster down {_option(hostfile)} ends it"
         ) from None
+    reached: set[str] = set()
     try:
-        return _started(cluster, hosts, port, wait, passed, token, file, tell)
-    except BaseException:
+        return _started(cluster, hosts, port, wait, passed, token, file, reached, tell)
+    except BaseException as error:
         tell("stopping what was started")
-        _stop(_remembered(hostfile), file, but_unreached=True)
+        replies = _stop(_remembered(hostfile), file, reached)
+        left = [f"{name}: {reply['error']}" for name, reply in replies.items() if "error" in reply]
+        end = "nothing was left running"
+        if left:
+            again = f"archer cluster down {_option(hostfile)} tries again"
+            end = f"not stopped: {'; '.join(left)}; {again}"
+        if isinstance(error, ValueError):
+            raise ValueError(f"{error}; {end}") from None
+        tell(end)
         raise
 
 
@@ -210,9 +224,10 @@ def _started(
     passed: Mapping[str, str],
     token: str,
     file: Path,
+    reached: set[str],
     tell: Callable[[str], None],
 ) -> str:
-    """The address, once every machine is in."""
+    """The address, once every machine is in; `reached` gets those where something was begun."""
     deadline = time.monotonic() + wait
     head, *others = hosts
 
@@ -232,12 +247,12 @@ def _started(
             }
             for host in begun
         }
-        return _ask(cluster, requests, left + ANSWER_SECONDS)
+        return _ask(cluster, requests, left + ANSWER_SECONDS, reached)
 
     tell(f"{head.name}: starting the head")
     reply = begin([head], "")[head.name]
     if "error" in reply:
-        raise ValueError(f"{head.name}: {reply['error']}; nothing runs")
+        raise ValueError(f"{head.name}: {reply['error']}")
     cluster = replace(cluster, address=reply["address"])
     _remember(cluster, file)
     if others:
@@ -248,18 +263,15 @@ def _started(
         request = _look(cluster, cluster.names, token, left)
         reply = _ask(cluster, {head.name: request}, left + ANSWER_SECONDS)[head.name]
         if "error" in reply:
-            raise ValueError(f"{head.name}: {reply['error']}; nothing was left running")
-        inside = {node["name"] for node in reply["nodes"]}
+            raise ValueError(f"{head.name}: {reply['error']}")
+        inside = {node["name"]: node for node in reply["nodes"]}
         lost = f"Ray runs there, and was not in after {wait:g} s: can it reach {cluster.address}?"
         why = {name: lost for name in cluster.names if name not in inside}
     if why:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        raise ValueError(
-            f"{len(why)} of {len(hosts)} machines are not in, so nothing was left running: "
-            f"{reasons}"
-        )
-    for node in reply["nodes"]:
-        tell(f"{node['name']}: in, {_has(node)}")
+        raise ValueError(f"{len(why)} of {len(hosts)} machines are not in: {reasons}")
+    for name in cluster.names:
+        tell(f"{name}: in, {_has(inside[name])}")
     return cluster.address
 
 
@@ -278,38 +290,46 @@ def _has(node: Mapping[str, Any]) -> str:
     return f"{node['address']}, {node['cpus']:g} CPUs, {node['gpus']:g} GPUs, {memory:.1f} GiB"
 
 
-def _stop(cluster: Cluster, file: Path, *, but_unreached: bool = False) -> dict[str, Reply]:
+def _stop(cluster: Cluster, file: Path, reached: Container[str] | None = None) -> dict[str, Reply]:
     """Ends what runs on all machines, and forgets those where that was done.
 
-    `but_unreached`: forgets machines, too, that do not even answer, as after a wrong hostfile.
+    `reached`: where something may have been begun, if that is known. Others are forgotten, too, if
+    they do not even answer, as after a wrong hostfile.
     """
     request = {"verb": "stop", "cluster": cluster.mark, "address": cluster.address}
     replies = _ask(
-        cluster, dict.fromkeys(cluster.names, request), 2 * GRACE_SECONDS + ANSWER_SECONDS
+        cluster, dict.fromkeys(cluster.names, request), 3 * GRACE_SECONDS + ANSWER_SECONDS
     )
-    left = [name for name, reply in replies.items() if "error" in reply]
-    if but_unreached:
-        left = [name for name in left if replies[name].get("reached")]
+    if reached is not None:
+        replies = {n: r for n, r in replies.items() if n in reached or r["reached"]}
+    left = tuple(name for name, reply in replies.items() if "error" in reply)
     if left:
-        _remember(replace(cluster, names=tuple(left)), file)
+        _remember(replace(cluster, names=left), file)
     else:
         file.unlink(missing_ok=True)
     return replies
 
 
-def _ask(cluster: Cluster, requests: Mapping[str, Any], seconds: float) -> dict[str, Reply]:
-    """What each machine answers to its request; all are asked at once."""
+def _ask(
+    cluster: Cluster, requests: Mapping[str, Any], seconds: float, reached: set[str] | None = None
+) -> dict[str, Reply]:
+    """What each machine answers to its request; all are asked at once.
+
+    `reached` gets those that had begun to answer, also when this is interrupted.
+    """
     deadline = time.monotonic() + seconds
     asked: dict[str, subprocess.Popen[str]] = {}
+    replies: dict[str, Reply] = {}
     try:
         for name, request in requests.items():
             asked[name] = subprocess.Popen(
-                _command(cluster, name),
+                _command(cluster, name, request["verb"]),
                 cwd=cluster.folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,  # Ctrl-C is for this process, which ends them
             )
             pipe = asked[name].stdin
             assert pipe is not None
@@ -317,16 +337,22 @@ def _ask(cluster: Cluster, requests: Mapping[str, Any], seconds: float) -> dict[
                 pipe.write(json.dumps(request))
                 pipe.close()
             asked[name].stdin = None
-        return {n: _reply(p, deadline, seconds) for n, p in asked.items()}
+        for name, process in asked.items():
+            replies[name] = _reply(process, deadline, seconds)
+        return replies
     finally:
-        for process in asked.values():
-            if process.poll() is None:
+        for name, process in asked.items():
+            if name not in replies:
                 process.kill()
-                process.communicate()
+                replies[name] = {"reached": GREETING in process.communicate()[0]}
+        if reached is not None:
+            reached.update(name for name, reply in replies.items() if reply["reached"])
 
 
-def _command(cluster: Cluster, name: str) -> list[str]:
+def _command(cluster: Cluster, name: str, verb: str) -> list[str]:
     module = [cluster.python, "-m", "archer.engine.cluster.node"]
+    if verb == "start":  # it can be stopped before it has started anything
+        module = ["env", f"{MARK}={cluster.mark}", *module]
     if cluster.local or _is_here(name):
         return module
     config = ["-F", cluster.ssh_config] if cluster.ssh_config else []
