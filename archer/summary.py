@@ -123,9 +123,10 @@ def _times(rows: Rows) -> str:
 
 
 def _numbers(rows: Rows) -> str:
-    peak = max((row["memory/peak_gb"] for row in rows if "memory/peak_gb" in row), default=None)
+    peak, together = (_most(rows, f"memory/{name}_gb") for name in ("peak", "all"))
     if peak is None:
         return ""
+    several = together is not None and together > peak
     lines = [
         ("tokens sampled", f"{_sum(rows, 'tokens/generated'):,.0f}"),
         ("tokens trained on", f"{_sum(rows, 'tokens/trained'):,.0f}"),
@@ -133,7 +134,8 @@ def _numbers(rows: Rows) -> str:
         ("weighted otherwise than by grpo", _share(rows, "weighted_unlike_grpo")),
         ("weighted otherwise than by 1", _share(rows, "weighted_unlike_one")),
         ("grader errors", f"{_sum(rows, 'verdicts/error'):,.0f}"),
-        ("peak memory", f"{peak:.2f} GB"),
+        ("peak memory", f"{peak:.2f} GB" + " in one process" * several),
+        *([("peaks of all processes", f"{together:.2f} GB")] if several else []),
     ]
     return table([*lines])
 
@@ -163,6 +165,10 @@ def _share(rows: Rows, name: str) -> str:
     """Mean over the steps that learned something."""
     found = [row[name] for row in rows if row.get(name) is not None]
     return f"{sum(found) / len(found):.1%} of tokens" if found else "-"
+
+
+def _most(rows: Rows, name: str) -> float | None:
+    return max((row[name] for row in rows if name in row), default=None)
 
 
 def _sum(rows: Rows, name: str) -> float:

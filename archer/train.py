@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -264,7 +263,7 @@ class Loop:
             **{f"seconds/{part}": seconds for part, seconds in clock.seconds.items()},
             **sampled.ledger,
             "seconds/idle_sampler": self.rollouts.idle_seconds(),
-            "memory/peak_gb": peak_gb(),
+            **memory_metrics(self.engine.memory()),
         }
         if config.entropy.target is not None and metrics["entropy"] is not None:
             state = replace(
@@ -492,12 +491,13 @@ def step_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def peak_gb() -> float:
-    """Most memory that this process has held, in GB (10^9 bytes); CUDA's where that is used."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+def memory_metrics(held: Mapping[str, int]) -> dict[str, float]:
+    """Peaks of an engine's processes in GB (10^9 bytes): the largest one, and all together.
+
+    Together they are more than was ever held at once: peaks come at different times, and what
+    processes share (libraries, weights on their way) is counted in each.
+    """
+    return {"memory/peak_gb": max(held.values()) / 1e9, "memory/all_gb": sum(held.values()) / 1e9}
 
 
 def _json_number(value: Any) -> Any:

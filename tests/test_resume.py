@@ -63,7 +63,7 @@ EVERY_KEY = {
     *("response_length/mean", "groups/uniform", "tokens/generated", "tokens/trained"),
     *(f"verdicts/{outcome}" for outcome in OUTCOMES),
     *(f"seconds/{part}" for part in ("rollout", "verify", "score", "update", "publish")),
-    "memory/peak_gb",
+    *("memory/peak_gb", "memory/all_gb"),
 }
 
 

@@ -95,6 +95,15 @@ def test_counts_are_summed_and_memory_is_its_peak(folder: Path) -> None:
     assert line_with(text, "optimizer steps") == "optimizer steps 8"
     assert line_with(text, "grader errors") == "grader errors 4"
     assert line_with(text, "peak memory") == "peak memory 1.40 GB"
+    assert "all processes" not in text  # there is one
+
+
+def test_memory_of_several_processes_is_told_by_the_largest_and_together(folder: Path) -> None:
+    found = [row(1, 0.5) | {"memory/all_gb": 3.5}, row(2, 0.5) | {"memory/all_gb": 3.4}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    text = summary(folder)
+    assert line_with(text, "peak memory") == "peak memory 1.20 GB in one process"
+    assert line_with(text, "peaks of all") == "peaks of all processes 3.50 GB"
 
 
 def test_it_fits_a_terminal_and_names_files_that_are_there(folder: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,9 @@ from archer.model.load import stop_token_ids
 from archer.model.sharded import METADATA, read_distributed
 
 WEIGHTS, MOMENTS, COUNTERS = "weights.safetensors", "optimizer.safetensors", "engine.json"
+
+LOOP = "loop"
+"""Name of the process that runs the loop, among those of an engine."""
 
 
 class LocalEngine:
@@ -108,6 +113,9 @@ class LocalEngine:
         self.learner.load_state(stored_weights(folder), stored_moments(folder), state)
         self.policy_version, self.taken = state["policy_version"], -1
 
+    def memory(self) -> dict[str, int]:
+        return {LOOP: peak_bytes()}
+
     def close(self) -> None:
         """Nothing outlives the process that holds this engine."""
         if isinstance(self.sampler, VllmSampler):
@@ -148,6 +156,14 @@ def stored_moments(folder: Path) -> dict[str, Tensor]:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held: its GPU's where it uses one, else resident memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def resolve_device(name: str) -> torch.device:

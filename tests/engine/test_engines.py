@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from archer.algo.batch import TokenBatch, minibatches, to_batch
 from archer.config import Config, config_from
 from archer.engine.base import Engine, EngineLost, Request, Sample, Sampling
+from archer.engine.cluster.engine import ClusterEngine
 from archer.setup import open_engine
 from archer.types import Group, Problem, Rollout, Verdict
 
@@ -150,6 +152,24 @@ def test_a_step_gives_tallies_of_the_whole_and_what_is_published_is_served(
     engine.load(tmp_path)
     again = by_place(engine.generate(requests(), SAMPLING))
     assert all(c.logps.tolist() == again[place].logps.tolist() for place, c in before.items())
+
+
+def test_the_peak_of_every_process_is_told_and_stays(engine: Engine) -> None:
+    """Here it rises with what is held for a moment; elsewhere nothing happens meanwhile."""
+    others = set[str]()
+    if isinstance(engine, ClusterEngine):
+        cluster = engine.config.cluster
+        others |= {f"learner {n}" for n in range(cluster.learners)}
+        others |= {f"sampler {n}" for n in range(cluster.samplers)}
+    before = engine.memory()
+    assert before.keys() == {"loop", *others}
+    assert min(before.values()) > 100e6  # Python and torch
+    more = before["loop"] - psutil.Process().memory_info().rss + 64_000_000
+    held = np.ones(more // 8)
+    del held
+    after = engine.memory()
+    assert after["loop"] - before["loop"] == pytest.approx(64e6, rel=0.25)
+    assert all(after[name] == pytest.approx(before[name], rel=0.1) for name in others)
 
 
 def test_a_step_equals_that_of_one_process(engine: Engine, local: Engine, tmp_path: Path) -> None:

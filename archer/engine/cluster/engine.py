@@ -17,6 +17,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,15 @@ from archer.engine.cluster.rank import LearnerRank
 from archer.engine.cluster.replica import Published, Replica
 from archer.engine.cluster.session import Session, open_session
 from archer.engine.learner import needs_gradient
-from archer.engine.local import COUNTERS
+from archer.engine.local import COUNTERS, LOOP, peak_bytes
 from archer.model.load import load_config
 from archer.model.shapes import shape_of
 
 POLL_SECONDS = 0.5
 """Between two looks at who is alive, while something is waited for."""
+
+ANSWER_SECONDS = 5.0
+"""Longest wait for what a process says of itself, which it says whatever it works on."""
 
 
 class ClusterEngine:
@@ -259,6 +263,21 @@ class ClusterEngine:
         self._publish(state["policy_version"])
 
     # ------------------------------------------------------------------ processes
+
+    def memory(self) -> dict[str, int]:
+        """Of the loop, each learner and each sampler. One that does not answer is left out.
+
+        Whoever is lost is found where its work is waited for, and not here.
+        """
+        asked = {
+            process.peak.options(concurrency_group="pulse").remote(): name
+            for name, process in (self.learners | self.samplers).items()
+        }
+        found = {LOOP: peak_bytes()}
+        for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)[0]:
+            with suppress(RayError):
+                found[asked[answer]] = ray.get(answer)
+        return found
 
     def _start_learners(self) -> None:
         world = self.session.learners

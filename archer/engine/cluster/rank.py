@@ -34,7 +34,7 @@ from archer.engine.cluster.replica import (
     put,
 )
 from archer.engine.learner import score
-from archer.engine.local import learner_of, resolve_device
+from archer.engine.local import learner_of, peak_bytes, resolve_device
 from archer.model.adapt import adapt
 from archer.model.load import load_model, unfilled_model
 
@@ -162,6 +162,10 @@ class LearnerRank:
     def load(self, folder: str, counters: dict[str, int]) -> None:
         """Takes back a checkpoint."""
         fsdp.load(self.learner, Path(folder), counters)
+
+    def peak(self) -> int:
+        """Most bytes that this process has held."""
+        return peak_bytes()
 
     def ping(self) -> tuple[str, int]:
         """Says where it is, whatever it works on."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
-from archer.engine.local import resolve_device
+from archer.engine.local import peak_bytes, resolve_device
 from archer.engine.sampler import Sampler
 from archer.engine.vllm import VllmSampler, open_vllm
 from archer.model.adapt import adapt
@@ -65,6 +65,10 @@ class Replica:
         self.version = -1
         self.sampler.take(tensors)
         self.version = version
+
+    def peak(self) -> int:
+        """Most bytes that this process has held."""
+        return peak_bytes()
 
     def ping(self) -> tuple[str, int]:
         """Says where it is, whatever it works on."""
