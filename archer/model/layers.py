@@ -17,6 +17,7 @@ that every optimizer step would have to renew), and biases in MLPs.
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from typing import Any
 
@@ -25,6 +26,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+# For each shape of a product oneDNN keeps a program and its working memory, and so does torch
+# beside it: 0.6 MB and more for each of a thousand shapes, and most micro-batches have a new one.
+# A forward and a backward pass have fewer of them than these. Read at the first product.
+for _capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_capacity, "16")
 
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes that compute weight * (x / rms(x)), the division in float32."""
