@@ -12,14 +12,35 @@ from archer.config import Config, config_from
 from archer.plan.cluster import (
     DECODING,
     GPUS,
+    REACHED,
     UTILISATION,
     Placement,
+    busiest,
+    gathered_seconds,
+    gpu_job,
+    handing_seconds,
     learner_load,
+    loading_load,
+    reading_bytes,
+    ring_seconds,
     sampler_load,
+    sampling_seconds,
     step_times,
     too_large,
 )
-from archer.plan.estimate import LAYER_SECONDS, Lengths
+from archer.plan.costs import (
+    ANSWER_SECONDS,
+    CALL_SECONDS,
+    CHECKSUM_RATE,
+    DEALING_SECONDS,
+    FETCH_RATE,
+    GENERATE_SECONDS,
+    PUT_RATE,
+    SCORE_SECONDS,
+    TELL_SECONDS,
+    UPDATE_SECONDS,
+)
+from archer.plan.estimate import LAYER_SECONDS, Job, Lengths
 from tests.test_plan import TOY
 
 ROOT = Path(__file__).parents[1]
@@ -40,10 +61,14 @@ def a_config(**rollout: Any) -> Config:
     return config_from(tree, where="test")
 
 
+def a_job(**rollout: Any) -> Job:
+    return gpu_job(a_config(**rollout), TOY, LENGTHS)
+
+
 def test_a_learners_memory_by_hand() -> None:
     """TOY has 2,850 parameters, 1,000 in the root, 925 a layer with its share of the last norm."""
     place = Placement(gpu="h100", learners=2, samplers=2)
-    parts = learner_load(a_config(), TOY, LENGTHS, place).parts
+    parts = learner_load(a_job(), place).parts
     assert parts["libraries"] == 1.6e9
     assert parts["weights"] == parts["gradients"] == parts["reference"] == 4 * 2850 / 2
     assert parts["moments"] == 8 * 2850 / 2
@@ -59,35 +84,117 @@ def test_a_learners_memory_by_hand() -> None:
 def test_a_samplers_memory_by_hand() -> None:
     """16 completions on two: 8 rows of 42 tokens, each 2 * 2 * 1 * 5 numbers of 2 bytes."""
     place = Placement(gpu="h100", learners=2, samplers=2)
-    parts = sampler_load(a_config(), TOY, LENGTHS, place).parts
+    parts = sampler_load(a_job(), place).parts
     assert parts["weights"] == 2 * 2850
     assert parts["cache"] == 8 * 42 * 40 + 16 * 8 * 100
 
 
 def test_by_turns_the_cache_takes_the_place_of_what_learning_holds() -> None:
     place = Placement(gpu="h100", learners=4, samplers=0)
-    parts = learner_load(a_config(), TOY, LENGTHS, place).parts
+    parts = learner_load(a_job(), place).parts
     assert parts["sampler"] == 2 * 2850
     cache = 4 * 42 * 40 + 16 * 4 * 100
     learning = parts["gradients"] + parts["activations"] + parts["head"]
     assert parts["cache"] == max(0.0, cache - learning)
 
 
+def test_what_reading_the_model_takes_by_hand() -> None:
+    """Whole in float32 on every GPU, beside a shard of the reference; twice in memory for each."""
+    place = Placement(gpu="h100", learners=10, samplers=0)
+    assert loading_load(a_job(), place).peak == 0.6e9 + 4 * 2850 + 4 * 2850 / 10
+    assert reading_bytes(a_job(), place) == 8 * 2 * 4 * 2850
+
+
+# ------------------------------------------------------------------ messages
+
+
+def test_a_ring_by_hand() -> None:
+    """8 GPUs: 7/8 of the bytes pass a link, 7 hops. 16 on two machines: half of the bytes pass the
+    network of a machine, 8 times a GPU's, which is slower than the links; 14 hops and a far one."""
+    eight = 7 / 8 * 1e9 / (450e9 * REACHED) + 8.4e-6 + 7 * 3.4e-6
+    assert ring_seconds(1e9, 8, "h100") == pytest.approx(eight)
+    sixteen = max(15 / 16 / 450e9, 1 / 2 / 400e9) * 1e9 / REACHED
+    assert ring_seconds(1e9, 16, "h100") == pytest.approx(sixteen + 8.4e-6 + 14 * 3.4e-6 + 14e-6)
+    far = 127 / 128 / 400e9 * 1e9 / REACHED + 8.4e-6 + 896 * 3.4e-6 + 127 * 14e-6
+    assert ring_seconds(1e9, 1024, "h100") == pytest.approx(far)
+    assert ring_seconds(1e9, 1, "h100") == 0.0
+
+
+def test_a_pass_gathers_layers_and_root_by_hand() -> None:
+    forward, backward = gathered_seconds(TOY, 8, "h100")
+    layer, root = (ring_seconds(2 * n, 8, "h100") for n in (925, 1000))
+    gradients = 2 * ring_seconds(4 * 925, 8, "h100") + ring_seconds(4 * 1000, 8, "h100")
+    assert forward == pytest.approx(2 * layer + root)
+    assert backward == pytest.approx(2 * layer + gradients)
+
+
+def test_handing_over_weights_by_hand() -> None:
+    """TOY has 20 tensors, in float32 on the ring; apart, 5,700 bytes through the object store."""
+    by_turns = Placement(gpu="h100", learners=8, samplers=0)
+    ring = 20 * ring_seconds(4 * 2850 / 20, 8, "h100")
+    assert handing_seconds(a_job(), by_turns) == pytest.approx(ring)
+    apart = Placement(gpu="h100", learners=8, samplers=16)
+    stored = 5700 / CHECKSUM_RATE + 5700 / PUT_RATE
+    fetched = 2 * 5700 / FETCH_RATE + 5700 / CHECKSUM_RATE  # two machines, one after the other
+    assert handing_seconds(a_job(), apart) == pytest.approx(ring + stored + fetched)
+    beside = Placement(gpu="h100", learners=4, samplers=4)
+    ring = 20 * ring_seconds(4 * 2850 / 20, 4, "h100")
+    here = ring + stored + 5700 / CHECKSUM_RATE  # on the machine that they are put on
+    assert handing_seconds(a_job(), beside) == pytest.approx(here)
+
+
+# ------------------------------------------------------------------ time
+
+PER_TOKEN = 3600 + 80 * 20 + 2000
+"""A token costs 3,600 operations, 80 for each of 20 it attends to, and 2,000 in the head."""
+
+
+def test_the_busiest_rank_has_its_share_or_the_longest_answer() -> None:
+    """4 groups of 90 tokens; the longest answer has 30, and attends to 25 in the middle."""
+    groups = 4 * (90 * (3600 + 80 * 20) + 80 * 2000)
+    assert busiest(a_job(), 4, 1) == (360, groups)
+    assert busiest(a_job(), 4, 2) == (180, groups / 2)
+    assert busiest(a_job(), 4, 64) == (40, 40 * (3600 + 80 * 25 + 2000))
+
+
 def test_seconds_by_hand() -> None:
-    """A token costs 3,600 operations, 80 for each of 20 it attends to, and 2,000 in the head."""
     place = Placement(gpu="h100", learners=1, samplers=1)
-    times = step_times(a_config(ahead=1), TOY, LENGTHS, place)
-    gpu, tokens, per_token = GPUS["h100"], 4 * (10 + 4 * 20), 3600 + 80 * 20 + 2000
-    update = 4 * tokens * per_token / (gpu.flops * UTILISATION)
+    job = a_job(ahead=1)
+    times = step_times(job, place)
+    gpu = GPUS["h100"]
+    # Two optimizer steps on two groups; four passes through the layers, for they are recomputed.
+    flops = 2 * (90 * (3600 + 80 * 20) + 80 * 2000)
+    beside = UPDATE_SECONDS + DEALING_SECONDS * 8 + CALL_SECONDS + 40 * 2850 / gpu.bandwidth
+    update = 2 * (4 * flops / (gpu.flops * UTILISATION) + beside)
     assert times.update == pytest.approx(update)
     # Old and reference log-probs: a forward pass each.
-    assert times.score == pytest.approx(2 * update / 4)
+    beside = SCORE_SECONDS + DEALING_SECONDS * 16 + CALL_SECONDS
+    assert times.score == pytest.approx(2 * (2 * flops / (gpu.flops * UTILISATION) + beside))
     # 360 tokens in 16 rows are 22.5 steps; the longest answer takes 30.
     cache = 16 * 20 * 40
     reading = 30 * (2 * 2850 + cache) / (gpu.bandwidth * DECODING)
     assert times.sampling == pytest.approx(reading + 30 * 2 * LAYER_SECONDS["cuda"])
     assert times.overlap
     assert times.step == pytest.approx(max(times.sampling, times.score + update + times.weights))
+
+
+def test_gathering_counts_where_it_takes_longer_than_computing() -> None:
+    """On 16 ranks a step of 8 answers is a pass each, whose messages outlast its operations."""
+    place = Placement(gpu="h100", learners=16, samplers=0)
+    moving = sum(gathered_seconds(TOY, 16, "h100"))
+    beside = UPDATE_SECONDS + 2 * 15 * TELL_SECONDS + DEALING_SECONDS * 8 * 16 + CALL_SECONDS * 16
+    beside += 40 * 2850 / 16 / GPUS["h100"].bandwidth
+    assert step_times(a_job(), place).update == pytest.approx(2 * (moving + beside))
+
+
+def test_sampling_waits_for_the_loop_where_answers_come_faster_than_it_takes_them() -> None:
+    place = Placement(gpu="h100", learners=8, samplers=1000)
+    many = gpu_job(a_config(problems=40_000), TOY, LENGTHS)
+    expected = GENERATE_SECONDS + 160_000 * ANSWER_SECONDS
+    assert sampling_seconds(many, place) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------ what is said
 
 
 @pytest.mark.parametrize("gpus", [8, 16])
@@ -99,9 +206,27 @@ def test_the_published_recipes_fit_one_and_two_machines(
 ) -> None:
     assert main(["plan", str(recipe), "--gpus", str(gpus)]) == 0
     said = capsys.readouterr().out
-    assert f"{gpus} learners, which sample by turns, on {gpus // 8} machine" in said
-    assert "of 80.0 GB" in " ".join(said.split())
+    flat = " ".join(said.split())
+    assert f"{gpus} learners that sample too, by turns, on {gpus // 8} machine" in flat
+    assert "(h100, 80.0 GB each)" in flat
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_model_too_large_to_be_read_is_refused_with_the_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """32.8 billion parameters in float32 on each GPU, however many share them afterwards."""
+    recipe, model = str(ROOT / "recipes/archer2_math_1.5b.toml"), "DeepSeek-R1-Distill-Qwen-32B"
+    assert main(["plan", recipe, "--gpus", "1024", f'model.name="deepseek-ai/{model}"']) == 2
+    said = capsys.readouterr().err
+    assert "the most, 131.1 GB, is for loading" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_learners_that_have_nothing_to_do_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(ROOT / "recipes/archer2_math_1.5b.toml"), "--gpus", "512"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "an optimizer step has 256 answers, so other learners idle" in said
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +253,7 @@ def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixtur
 
 def test_the_largest_part_names_its_cure() -> None:
     place = Placement(gpu="a100", learners=1, samplers=1)
-    load = sampler_load(a_config(), TOY, LENGTHS, place)
+    load = sampler_load(a_job(), place)
     assert too_large(load, "a100") == ""
     load.parts["cache"] = 90e9
     assert too_large(load, "a100").endswith("is for cache: lower rollout.cache_tokens")

@@ -11,12 +11,18 @@ import textwrap
 import torch
 
 from archer.config import Config
+from archer.cores import num_cores
 from archer.engine.local import resolve_device
 from archer.model.shapes import ModelShape, parameter_count
 from archer.plan.cluster import (
     GPUS,
+    Load,
     Placement,
+    Times,
+    gpu_job,
     learner_load,
+    loading_load,
+    reading_bytes,
     sampler_load,
     step_times,
     too_large,
@@ -47,8 +53,16 @@ from archer.plan.missing import (
     missing_device,
     missing_model,
     missing_room,
+    missing_room_for_processes,
     missing_sinks,
     missing_sources,
+)
+from archer.plan.processes import (
+    DAEMON_BYTES,
+    process_loads,
+    process_times,
+    processes_of,
+    together,
 )
 from archer.setup import Data, check_recipe, load_data, longest_answer, num_threads
 
@@ -64,7 +78,9 @@ Lines = list[tuple[str, str]]
 def plan(config: Config, *, gpus: int = 0, gpu: str = "h100") -> str:
     """The plan of a recipe, here or on `gpus` GPUs of a kind (`archer.plan.cluster.GPUS`).
 
-    On GPUs all learn that the recipe gives no sampler, and what does not fit is refused.
+    On GPUs all learn that the recipe gives no sampler, and what does not fit is refused. A recipe
+    for a cluster is planned as processes on this machine's CPUs, or on as many GPUs as it has
+    processes where this machine has GPUs.
 
     Raises ValueError for a recipe that is wrong: an unknown loss or knob, a model of a kind that is
     not served, malformed data, prompts that do not fit. What can be fetched or made is no error,
@@ -84,11 +100,17 @@ def plan(config: Config, *, gpus: int = 0, gpu: str = "h100") -> str:
         sections.append(f"Nothing is known of {config.model.name}, so nothing is estimated.")
         return "\n\n".join([*sections, _missing(missing)])
     _check_context(config, shape)
+    job = job_of(config, shape, lengths)
+    if config.engine == "cluster" and job.device == "cuda":
+        gpus = gpus or config.cluster.learners + config.cluster.samplers
     if gpus:
         place = _placement(config, gpus, gpu)
-        sections.append(_section(f"On {gpus} GPUs", _gpu_lines(config, shape, lengths, place)))
+        lines = _gpu_lines(gpu_job(config, shape, lengths), place)
+        sections.append(_section(f"On {gpus} {_plural('GPU', gpus)}", lines))
         return "\n\n".join([*sections, _missing(missing)])
-    job = job_of(config, shape, lengths)
+    if config.engine == "cluster":
+        here, lacking = _processes_here(job)
+        return "\n\n".join([*sections, *here, _missing(missing + lacking)])
     memory, free = estimate_memory(job), free_memory(job.device)
     speed = measure_speed(job, threads=num_threads(config))
     missing += missing_room(job, memory, free=free, disk=free_disk())
@@ -186,14 +208,15 @@ def _places(config: Config) -> Lines:
     if config.engine == "local":
         return []
     cluster = config.cluster
-    samplers = f"{cluster.samplers} samplers apart" if cluster.samplers else "which sample by turns"
-    return [
-        (
-            "processes",
-            f"{cluster.learners} learners that share the model, {samplers}; memory and time below "
-            "are those of one process that does it all",
-        )
-    ]
+    return [("processes", _who(cluster.learners, cluster.samplers))]
+
+
+def _who(learners: int, samplers: int) -> str:
+    sampling = f"{samplers} {_plural('sampler', samplers)} apart" if samplers else "by turns"
+    learning = f"{learners} {_plural('learner', learners)}"
+    if samplers:
+        return f"{learning}, {sampling}"
+    return f"{learning} that sample{'s' * (learners == 1)} too, {sampling}"
 
 
 def _sampler(config: Config) -> Lines:
@@ -302,12 +325,16 @@ def _model_lines(job: Job) -> Lines:
     config, shape = job.config, job.shape
     numbers = "float32" if job.itemsize == 4 else "bfloat16"
     threads = num_threads(config)
-    cpu = f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+    where = f", on the CPU with {threads} {_plural('thread', threads)}"
+    if config.engine == "cluster":
+        where = ""  # told of each process
+    elif job.device == "cuda":
+        where = ", on one GPU"
     return [
         (
             config.model.name,
             f"{parameter_count(shape) / 1e6:,.1f} million parameters in {shape.layers} layers, "
-            f"{numbers}, on {'one GPU' if job.device == 'cuda' else cpu}",
+            f"{numbers}{where}",
         ),
         (
             "checkpoints",
@@ -356,12 +383,72 @@ def _time_lines(job: Job, seconds: Seconds, most: Seconds, speed: Speed) -> Line
             f"{job.teaching:.0%} of the groups teach, {_duration(most.step)} at most",
         ),
         ("the run", f"{_duration(seconds.step * steps)} and its evaluations"),
+        ("measured now", _measured(speed)),
+    ]
+
+
+def _measured(speed: Speed) -> str:
+    return (
+        f"{_number(speed.training / 1e9)} GFLOP/s for training, "
+        f"{_number(speed.decoding / 1e9)} for sampling, memory {_number(speed.memory / 1e9)} GB/s"
+    )
+
+
+def _processes_here(job: Job) -> tuple[list[str], list[Missing]]:
+    """Sections on the processes of a cluster on this machine's CPUs, and what they lack."""
+    processes = processes_of(job.config, num_cores())
+    loads, free = process_loads(job, processes), free_memory(job.device)
+    needed = together(loads, processes) + DAEMON_BYTES
+    speed = measure_speed(job, threads=processes.threads)
+    times, most = (process_times(j, speed, processes) for j in (job, job.at_most))
+    threads = f"{processes.threads} {_plural('thread', processes.threads)}"
+    memory = [
         (
-            "measured now",
-            f"{_number(speed.training / 1e9)} GFLOP/s for training, "
-            f"{_number(speed.decoding / 1e9)} for sampling, memory "
-            f"{_number(speed.memory / 1e9)} GB/s",
+            "places",
+            f"{_who(processes.learners, processes.samplers)}, with {threads} each, and the loop, "
+            f"all on this machine of {processes.cores} {_plural('core', processes.cores)}",
         ),
+        *_load_lines(loads),
+        (
+            "together",
+            f"{_size(needed)} with {_size(DAEMON_BYTES)} of Ray's own, of {_size(free)} that are "
+            "free; without judging",
+        ),
+    ]
+    time = [*_cluster_time_lines(job, times, most), ("measured now", _measured(speed))]
+    sections = [
+        _section("The model", _model_lines(job)),
+        _section("Who is where, with peak memory", memory),
+        _section("Time, estimated", time),
+    ]
+    lacking = missing_room_for_processes(job, needed, free=free, disk=free_disk())
+    return sections, lacking
+
+
+def _load_lines(loads: dict[str, Load]) -> Lines:
+    return [
+        (
+            {"loop": "the loop", "learner 0": "learner 0"}.get(who, f"a {who}"),
+            f"{_size(load.peak)}: "
+            + ", ".join(f"{part} {_size(size)}" for part, size in load.parts.items() if size),
+        )
+        for who, load in loads.items()
+    ]
+
+
+def _cluster_time_lines(job: Job, times: Times, most: Times) -> Lines:
+    beside = ", sampling beside learning" if times.overlap else ""
+    return [
+        ("sampling", _duration(times.sampling)),
+        ("score", _duration(times.score) if times.score else "no pass needed"),
+        ("update", _duration(times.update)),
+        ("weights", f"{_duration(times.weights)} to hand them to those who sample"),
+        (
+            "a step",
+            f"{_duration(times.step)} if answers take {job.lengths.answer:,.0f} tokens and "
+            f"{job.teaching:.0%} of the groups teach, {_duration(most.step)} at most{beside}",
+        ),
+        ("the run", f"{_duration(times.step * job.config.train.steps)} and its evaluations"),
     ]
 
 
@@ -384,41 +471,38 @@ def _placement(config: Config, gpus: int, gpu: str) -> Placement:
     return Placement(gpu=gpu, learners=gpus - samplers, samplers=samplers)
 
 
-def _gpu_lines(config: Config, shape: ModelShape, lengths: Lengths, place: Placement) -> Lines:
+def _gpu_lines(job: Job, place: Placement) -> Lines:
     """Who is where, memory by part, and seconds; ValueError for what does not fit."""
-    loads = {"learner": learner_load(config, shape, lengths, place)}
+    loads = {"learner": learner_load(job, place)}
     if place.samplers:
-        loads["sampler"] = sampler_load(config, shape, lengths, place)
-    for who, load in loads.items():
+        loads["sampler"] = sampler_load(job, place)
+    for who, load in [("learner", loading_load(job, place)), *loads.items()]:
         if fault := too_large(load, place.gpu):
             raise ValueError(
-                f"{config.model.name} on {place.gpu}: each {who} does not fit: {fault}"
+                f"{job.config.model.name} on {place.gpu}: each {who} does not fit: {fault}"
             )
-    times = step_times(config, shape, lengths, place)
-    machines = f"{place.machines} machine{'s' if place.machines > 1 else ''}"
-    who = "which sample by turns" if place.by_turns else f"and {place.samplers} samplers"
+    times, most = step_times(job, place), step_times(job.at_most, place)
+    machines = f"{place.machines} {_plural('machine', place.machines)}"
+    sequences = round(job.config.update.minibatch * job.config.rollout.samples)
     lines = [
-        ("places", f"{place.learners} learners, {who}, on {machines} ({place.gpu})"),
-        *(
-            (
-                f"a {who}",
-                f"{_size(load.peak)} of {_size(GPUS[place.gpu].memory)}: "
-                + ", ".join(f"{part} {_size(size)}" for part, size in load.parts.items() if size),
-            )
-            for who, load in loads.items()
-        ),
-        ("sampling", _duration(times.sampling)),
-        ("score", _duration(times.score) if times.score else "no pass needed"),
-        ("update", _duration(times.update)),
-        ("weights", f"{_duration(times.weights)} to hand them to those who sample"),
         (
-            "a step",
-            f"{_duration(times.step)} if answers take {lengths.answer:,.0f} tokens"
-            + (", sampling beside learning" if times.overlap else ""),
+            "places",
+            f"{_who(place.learners, place.samplers)}, on {machines} ({place.gpu}, "
+            f"{_size(GPUS[place.gpu].memory)} each)",
         ),
-        ("the run", f"{_duration(times.step * config.train.steps)} and its evaluations"),
+        *_load_lines(loads),
+        (
+            "loading",
+            f"{_size(loading_load(job, place).peak)} on each learner's GPU before it keeps its "
+            f"shard, and {_size(reading_bytes(job, place))} of each machine's own memory",
+        ),
+        *_cluster_time_lines(job, times, most),
         ("taken for known", "a written cost model (docs/scale.md), not measured on such GPUs"),
     ]
+    if sequences < place.learners:
+        lines.append(
+            ("too many", f"an optimizer step has {sequences:,} answers, so other learners idle")
+        )
     return lines
 
 
@@ -466,7 +550,7 @@ def _size(number: float) -> str:
 
 
 def _number(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+    return f"{number:,.0f}" if number >= 99.5 else f"{number:.2g}"
 
 
 def _plural(word: str, number: int) -> str:

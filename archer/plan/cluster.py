@@ -2,7 +2,8 @@
 
 A written cost model: learners share the float32 weights, moments and gradients (FSDP2), and gather
 one layer at a time in bfloat16; samplers hold a whole model in bfloat16 and share the completions.
-What is taken for known stands at the top. Nothing of it was measured on such GPUs by us.
+What is taken for known of GPUs stands at the top, and was not measured on such GPUs by us; what the
+loop, Ray and messages between processes cost was measured, on CPUs (`archer.plan.costs`).
 
 Left out: judging, evaluation, checkpoints, and what a slow or shared network adds.
 """
@@ -21,17 +22,32 @@ from archer.model.shapes import (
     head_flops_per_token,
     parameter_count,
 )
+from archer.plan.costs import (
+    CHECKSUM_RATE,
+    FETCH_RATE,
+    PUT_RATE,
+    SCORE_SECONDS,
+    UPDATE_SECONDS,
+    collecting_seconds,
+    dealing_seconds,
+    tensor_count,
+    told_seconds,
+)
 from archer.plan.estimate import (
-    EXPECTED_TEACHING,
     FRAMEWORK_BYTES,
     HEAD_BLOCK,
     LAYER_SECONDS,
+    OPTIMIZER_BYTES,
     Job,
     Lengths,
     activation_bytes,
     answers_in_flight,
+    body_passes,
+    group_flops,
     largest_microbatch,
+    learned_groups,
     score_passes,
+    scored_groups,
 )
 
 
@@ -58,6 +74,14 @@ GPUS = {
 }
 
 PER_MACHINE = 8
+
+REACHED = 0.8
+"""Share of a link that a ring reaches: 350 to 360 of 450 GB/s gathering and reducing between H100
+(NVIDIA/nccl, issue 1281), 235 of 300 GB/s between A100. Taken for the network as well."""
+
+RING_SECONDS = (8.4e-6, 3.4e-6, 14e-6)
+"""Start of a ring, a hop to a GPU of the same machine, and one to another machine: the numbers that
+NCCL chooses its algorithms by (src/graph/tuning.cc: ring, protocol Simple, NVLink and network)."""
 
 UTILISATION = 0.35
 """Share of its operations that a GPU reaches in training passes of long packed sequences."""
@@ -127,13 +151,17 @@ class Times:
         return max(self.sampling, learning) if self.overlap else self.sampling + learning
 
 
-def learner_load(config: Config, shape: ModelShape, lengths: Lengths, place: Placement) -> Load:
+def gpu_job(config: Config, shape: ModelShape, lengths: Lengths) -> Job:
+    """What is planned: bfloat16 on GPUs."""
+    return Job(config=config, shape=shape, lengths=lengths, device="cuda", itemsize=2)
+
+
+def learner_load(job: Job, place: Placement) -> Load:
     """A learner's GPU: its shard, what it gathers, and the largest micro-batch."""
+    config, shape = job.config, job.shape
     parameters, ranks = parameter_count(shape), place.learners
-    job = _job(config, shape, lengths)
-    micro = largest_microbatch(config, lengths)
-    root = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    layer = (parameters - root) / shape.layers
+    micro = largest_microbatch(config, job.lengths)
+    root, layer = root_and_layer(shape)
     parts = {
         "libraries": FRAMEWORK_BYTES["cuda"] + 1e9 * (ranks > 1),  # NCCL's buffers
         "weights": 4 * parameters / ranks,
@@ -150,83 +178,194 @@ def learner_load(config: Config, shape: ModelShape, lengths: Lengths, place: Pla
         # The cache is given back before learning begins, and learning's memory before sampling.
         parts["sampler"] = 2 * parameters
         learning = parts["gradients"] + parts["activations"] + parts["head"]
-        parts["cache"] = max(0.0, _cache_bytes(config, shape, lengths, place) - learning)
+        parts["cache"] = max(0.0, _cache_bytes(job, place) - learning)
     return Load(parts=parts)
 
 
-def sampler_load(config: Config, shape: ModelShape, lengths: Lengths, place: Placement) -> Load:
+def loading_load(job: Job, place: Placement) -> Load:
+    """A learner's GPU before it keeps its shard: the whole model in float32, after the reference.
+
+    From the code (`archer.engine.cluster.rank`): every rank reads all of the model, and moves it to
+    its GPU to be sharded there.
+    """
+    parameters = parameter_count(job.shape)
+    parts = {"libraries": FRAMEWORK_BYTES["cuda"], "loading": 4.0 * parameters}
+    if job.config.kl.used:
+        parts["reference"] = 4 * parameters / place.learners
+    return Load(parts=parts)
+
+
+def reading_bytes(job: Job, place: Placement) -> float:
+    """Of a machine's memory while its learners read: a whole float32 model each, and a copy."""
+    each = 4.0 * parameter_count(job.shape) * (2 if job.config.kl.used else 1)
+    return min(place.learners, PER_MACHINE) * each
+
+
+def sampler_load(job: Job, place: Placement) -> Load:
     """A GPU that samples alone: a whole model and its cache."""
     return Load(
         parts={
             "libraries": FRAMEWORK_BYTES["cuda"],
-            "weights": 2.0 * parameter_count(shape),
-            "cache": _cache_bytes(config, shape, lengths, place),
+            "weights": 2.0 * parameter_count(job.shape),
+            "cache": _cache_bytes(job, place),
         }
     )
 
 
-def step_times(config: Config, shape: ModelShape, lengths: Lengths, place: Placement) -> Times:
-    """Seconds of a training step by part."""
-    gpu, rollout = GPUS[place.gpu], config.rollout
-    context = round(lengths.prompt + lengths.answer / 2)
-    per_token = body_flops_per_token(shape, context=context) + head_flops_per_token(shape)
-    groups = rollout.problems / (EXPECTED_TEACHING if rollout.filter == "refill" else 1)
-    tokens = groups * (lengths.prompt + rollout.samples * lengths.answer)
-    learned = tokens * (EXPECTED_TEACHING if rollout.filter == "drop" else 1)
-    speed = gpu.flops * UTILISATION * place.learners
-    recomputed = 4 if config.model.checkpoint_activations else 3
-    wire = gpu.link if place.machines == 1 else gpu.network
-    # A pass gathers all weights once in bfloat16, a backward pass again, and sends gradients back.
-    passes = math.ceil(learned / place.learners / config.update.microbatch_tokens)
-    gathering = passes * 2 * parameter_count(shape) / wire if place.learners > 1 else 0.0
-    update = max(recomputed * learned * per_token / speed, 4 * gathering)
-    score = max(learned * per_token / speed, gathering)
-    return Times(
-        sampling=_sampling_seconds(config, shape, lengths, place, tokens),
-        score=score_passes(config) * score,
-        update=config.update.passes * update,
-        weights=2 * parameter_count(shape) / (gpu.link if place.by_turns else wire),
-        overlap=bool(rollout.ahead) and not place.by_turns,
+# ------------------------------------------------------------------ what goes between GPUs
+
+
+def ring_seconds(size: float, ranks: int, gpu: str) -> float:
+    """Seconds in which ranks gather `size` bytes in all, or reduce as many and scatter the sums.
+
+    Of the whole, (n-1)/n passes each GPU's link, and between m machines of eight (m-1)/m the
+    network of a machine, which each of its GPUs has a share of (nccl-tests, doc/PERFORMANCE.md).
+    Besides, a message goes n-1 hops, m-1 of them between machines (RING_SECONDS).
+    """
+    if ranks == 1:
+        return 0.0
+    kind, machines = GPUS[gpu], math.ceil(ranks / PER_MACHINE)
+    inside = size * (ranks - 1) / ranks / kind.link
+    between = size * (machines - 1) / machines / (PER_MACHINE * kind.network)
+    start, hop, far_hop = RING_SECONDS
+    hops = (ranks - machines) * hop + (machines - 1) * far_hop
+    return max(inside, between) / REACHED + start + hops
+
+
+def gathered_seconds(shape: ModelShape, ranks: int, gpu: str) -> tuple[float, float]:
+    """Of a forward pass, and of a backward pass: weights gathered, gradients reduced.
+
+    From the code (`archer.engine.cluster.fsdp`): layer by layer in bfloat16, and the root once;
+    backwards the layers again, and all gradients in float32.
+    """
+    root, layer = root_and_layer(shape)
+    weights = shape.layers * ring_seconds(2 * layer, ranks, gpu)
+    gradients = shape.layers * ring_seconds(4 * layer, ranks, gpu)
+    return (
+        weights + ring_seconds(2 * root, ranks, gpu),
+        weights + gradients + ring_seconds(4 * root, ranks, gpu),
     )
 
 
-def _sampling_seconds(
-    config: Config, shape: ModelShape, lengths: Lengths, place: Placement, tokens: float
-) -> float:
-    """Each decoding step reads the weights and the cache of what is in flight, and calls torch."""
-    gpu = GPUS[place.gpu]
-    rows = _rows(config, lengths, place)
-    steps = max(lengths.longest_answer, tokens / place.sampling / rows)
+def handing_seconds(job: Job, place: Placement) -> float:
+    """New weights, from the ranks to those who sample.
+
+    From the code: every tensor is made whole in float32, one after the other. Learners that sample
+    have it then. For others rank 0 computes a checksum and puts all into Ray's object store, from
+    where each machine that samples fetches them, and each sampler checks them.
+    """
+    shape, ranks = job.shape, place.learners
+    tensors, version = tensor_count(shape), 2 * parameter_count(shape)
+    seconds = tensors * ring_seconds(2 * version / tensors, ranks, place.gpu)
+    if place.by_turns:
+        return seconds
+    machines = math.ceil(place.samplers / PER_MACHINE) - (place.machines == 1)
+    seconds += version / CHECKSUM_RATE + version / PUT_RATE
+    return seconds + machines * version / FETCH_RATE + version / CHECKSUM_RATE
+
+
+# ------------------------------------------------------------------ seconds
+
+
+def step_times(job: Job, place: Placement) -> Times:
+    """Seconds of a training step by part."""
+    config = job.config
+    return Times(
+        sampling=sampling_seconds(job, place),
+        score=score_passes(config) * _score_seconds(job, place),
+        update=config.update.passes * _update_seconds(job, place),
+        weights=handing_seconds(job, place),
+        overlap=bool(config.rollout.ahead) and not place.by_turns,
+    )
+
+
+def _score_seconds(job: Job, place: Placement) -> float:
+    """A forward pass: computing, or gathering where that takes longer; and the loop's part."""
+    groups, ranks = scored_groups(job), place.learners
+    tokens, flops = busiest(job, groups, ranks)
+    passes = math.ceil(tokens / job.config.update.microbatch_tokens)
+    computing = flops / (GPUS[place.gpu].flops * UTILISATION)
+    moving = passes * gathered_seconds(job.shape, ranks, place.gpu)[0]
+    beside = SCORE_SECONDS + told_seconds(ranks)
+    beside += dealing_seconds(groups * job.config.rollout.samples, ranks)
+    return max(computing, moving) + beside
+
+
+def _update_seconds(job: Job, place: Placement) -> float:
+    """All optimizer steps of one pass over a step's data."""
+    config, gpu, ranks = job.config, GPUS[place.gpu], place.learners
+    groups = learned_groups(job)
+    steps = math.ceil(groups / config.update.minibatch)
+    tokens, flops = busiest(job, groups / steps, ranks)
+    passes = math.ceil(tokens / config.update.microbatch_tokens)
+    computing = body_passes(config) * flops / (gpu.flops * UTILISATION)
+    moving = passes * sum(gathered_seconds(job.shape, ranks, place.gpu))
+    stepping = OPTIMIZER_BYTES * parameter_count(job.shape) / ranks / gpu.bandwidth
+    beside = UPDATE_SECONDS + 2 * told_seconds(ranks)
+    beside += dealing_seconds(groups / steps * config.rollout.samples, ranks)
+    return steps * (max(computing, moving) + stepping + beside)
+
+
+def busiest(job: Job, groups: float, ranks: int) -> tuple[float, float]:
+    """Tokens and forward operations of the rank that has most to do of so many groups.
+
+    Sequences are never cut, so it is an equal share only as long as that is more than the longest
+    answer alone: beyond, more ranks do not help.
+    """
+    lengths, samples = job.lengths, job.config.rollout.samples
+    tokens = groups * (lengths.prompt + samples * lengths.answer) / ranks
+    longest = lengths.prompt + lengths.longest_answer
+    context = round(lengths.prompt + lengths.longest_answer / 2)
+    alone = longest * (
+        body_flops_per_token(job.shape, context=context) + head_flops_per_token(job.shape)
+    )
+    return max(tokens, longest), max(sum(group_flops(job)) * groups / ranks, alone)
+
+
+def sampling_seconds(job: Job, place: Placement) -> float:
+    """Each decoding step reads the weights and the cache of what is in flight, and calls torch.
+
+    Beside it, answers come to the loop one by one.
+    """
+    shape, lengths, gpu = job.shape, job.lengths, GPUS[place.gpu]
+    rollout = job.config.rollout
+    groups = rollout.problems / (job.teaching if rollout.filter == "refill" else 1)
+    tokens = groups * (lengths.prompt + rollout.samples * lengths.answer) / place.sampling
+    rows = _rows(job, place)
+    steps = max(lengths.longest_answer, tokens / rows)
     context = lengths.prompt + lengths.answer / 2
     cache = rows * context * cache_bytes_per_token(shape, bytes_per_number=2)
     reading = steps * (2 * parameter_count(shape) + cache) / (gpu.bandwidth * DECODING)
     per_token = body_flops_per_token(shape, context=round(context)) + head_flops_per_token(shape)
-    computing = tokens / place.sampling * per_token / (gpu.flops * UTILISATION)
-    return max(reading, computing) + steps * shape.layers * LAYER_SECONDS["cuda"]
+    computing = tokens * per_token / (gpu.flops * UTILISATION)
+    decoding = max(reading, computing) + steps * shape.layers * LAYER_SECONDS["cuda"]
+    return max(decoding, collecting_seconds(groups * rollout.samples))
 
 
-def _rows(config: Config, lengths: Lengths, place: Placement) -> int:
+def _rows(job: Job, place: Placement) -> int:
     """Completions in flight on one GPU."""
-    completions = config.rollout.problems * config.rollout.samples
+    completions = job.config.rollout.problems * job.config.rollout.samples
     own = math.ceil(completions / place.sampling)
-    return min(own, answers_in_flight(config, lengths))
+    return min(own, answers_in_flight(job.config, job.lengths))
 
 
-def _cache_bytes(config: Config, shape: ModelShape, lengths: Lengths, place: Placement) -> float:
-    row = lengths.longest_prompt + lengths.longest_answer
-    rows = _rows(config, lengths, place)
-    keys = rows * row * cache_bytes_per_token(shape, bytes_per_number=2)
-    return keys + 4 * 4 * rows * shape.vocabulary  # and the logits they are continued from
+def _cache_bytes(job: Job, place: Placement) -> float:
+    row = job.lengths.longest_prompt + job.lengths.longest_answer
+    rows = _rows(job, place)
+    keys = rows * row * cache_bytes_per_token(job.shape, bytes_per_number=2)
+    return keys + 4 * 4 * rows * job.shape.vocabulary  # and the logits they are continued from
+
+
+def root_and_layer(shape: ModelShape) -> tuple[float, float]:
+    """Parameters of the two kinds of groups that are gathered: embedding and head, and a layer."""
+    root = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return root, (parameter_count(shape) - root) / shape.layers
 
 
 def _head_bytes(shape: ModelShape, scored: int) -> float:
     rows, columns = HEAD_BLOCK
     kept = min(KEEP_BYTES, 4 * scored * shape.vocabulary)
     return kept + 8 * min(scored, rows) * min(shape.vocabulary, columns)
-
-
-def _job(config: Config, shape: ModelShape, lengths: Lengths) -> Job:
-    return Job(config=config, shape=shape, lengths=lengths, device="cuda", itemsize=2)
 
 
 def too_large(load: Load, gpu: str) -> str:
@@ -248,6 +387,7 @@ CURES = {
     "moments": "more learners",
     "gradients": "more learners",
     "gathered": "take a larger GPU",
+    "loading": "take a larger GPU, or a smaller model: every rank reads all of it at first",
     "activations": "lower update.microbatch_tokens, or set model.checkpoint_activations = true",
     "head": "lower update.microbatch_tokens",
     "reference": "more learners, or set kl.knowledge = 0 and kl.reasoning = 0",

@@ -294,13 +294,13 @@ def checkpoint_bytes(shape: ModelShape) -> int:
 def estimate_seconds(job: Job, speed: Speed) -> Seconds:
     """Of a training step, from its operations and its traffic."""
     return Seconds(
-        sampling=_sampling_seconds(job, speed),
+        sampling=sampling_seconds(job, speed),
         score=_score_seconds(job, speed),
         update=_update_seconds(job, speed),
     )
 
 
-def _sampling_seconds(job: Job, speed: Speed) -> float:
+def sampling_seconds(job: Job, speed: Speed) -> float:
     """Bound by operations or by what each decoding step reads: weights, keys and values."""
     rollout, lengths, shape = job.config.rollout, job.lengths, job.shape
     groups = rollout.problems / (job.teaching if rollout.filter == "refill" else 1)
@@ -318,33 +318,51 @@ def _sampling_seconds(job: Job, speed: Speed) -> float:
 
 
 def _score_seconds(job: Job, speed: Speed) -> float:
-    rollout = job.config.rollout
-    groups = rollout.problems * (job.teaching if rollout.filter == "drop" else 1)
-    flops = sum(_group_flops(job)) * groups
-    once = flops / (EFFICIENCY["score"] * speed.training) + _pass_seconds(job, groups)
+    groups = scored_groups(job)
+    flops = sum(group_flops(job)) * groups
+    once = flops / (EFFICIENCY["score"] * speed.training) + pass_seconds(job, groups)
     return score_passes(job.config) * once
 
 
 def _update_seconds(job: Job, speed: Speed) -> float:
     """A backward pass costs two forward passes; what was not kept is computed once more."""
-    config, shape = job.config, job.shape
-    reads_all = config.rollout.filter == "refill" or (
-        config.rollout.filter == "keep" and bool(config.kl.used or config.entropy.coefficient)
-    )
-    groups = config.rollout.problems * (1 if reads_all else job.teaching)
-    micro = largest_microbatch(config, job.lengths)
-    kept = _kept_logits(job, micro) / (4 * micro.scored * shape.vocabulary)
-    body_passes = 4 if config.model.checkpoint_activations else 3
-    body, head = _group_flops(job)
-    flops = groups * (body_passes * body + (4 - kept) * head)
-    learning = flops / (EFFICIENCY["update"] * speed.training)
-    learning += body_passes * _pass_seconds(job, groups)
+    config, groups = job.config, learned_groups(job)
+    learning = update_flops(job, groups) / (EFFICIENCY["update"] * speed.training)
+    learning += body_passes(config) * pass_seconds(job, groups)
     optimizer_steps = math.ceil(groups / config.update.minibatch)
-    stepping = optimizer_steps * OPTIMIZER_BYTES * parameter_count(shape) / speed.memory
+    stepping = optimizer_steps * OPTIMIZER_BYTES * parameter_count(job.shape) / speed.memory
     return config.update.passes * (learning + stepping)
 
 
-def _group_flops(job: Job) -> tuple[float, float]:
+def scored_groups(job: Job) -> float:
+    """Groups of a step that are gone through before its update."""
+    rollout = job.config.rollout
+    return rollout.problems * (job.teaching if rollout.filter == "drop" else 1)
+
+
+def learned_groups(job: Job) -> float:
+    """Groups of a step with a gradient."""
+    config = job.config
+    reads_all = config.rollout.filter == "refill" or (
+        config.rollout.filter == "keep" and bool(config.kl.used or config.entropy.coefficient)
+    )
+    return config.rollout.problems * (1 if reads_all else job.teaching)
+
+
+def body_passes(config: Config) -> int:
+    """Forward passes through the layers that an update costs: a backward pass costs two."""
+    return 4 if config.model.checkpoint_activations else 3
+
+
+def update_flops(job: Job, groups: float) -> float:
+    """Operations of the update on so many groups; logits that were not kept are made again."""
+    micro = largest_microbatch(job.config, job.lengths)
+    kept = _kept_logits(job, micro) / (4 * micro.scored * job.shape.vocabulary)
+    body, head = group_flops(job)
+    return groups * (body_passes(job.config) * body + (4 - kept) * head)
+
+
+def group_flops(job: Job) -> tuple[float, float]:
     """Of a forward pass over one group, its prompt computed once: all layers, and the head."""
     lengths, answers = job.lengths, job.config.rollout.samples * job.lengths.answer
     context = lengths.prompt + lengths.answer / 2
@@ -356,7 +374,7 @@ def _body_flops(shape: ModelShape, context: float) -> int:
     return body_flops_per_token(shape, context=round(context))
 
 
-def _pass_seconds(job: Job, groups: float) -> float:
+def pass_seconds(job: Job, groups: float) -> float:
     """What forward passes over so many groups take beside operations in matrices."""
     tokens = groups * (job.lengths.prompt + job.config.rollout.samples * job.lengths.answer)
     update = job.config.update

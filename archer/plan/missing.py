@@ -150,15 +150,31 @@ def missing_device(config: Config) -> list[Missing]:
 
 def missing_room(job: Job, memory: Memory, *, free: float, disk: float) -> list[Missing]:
     """Memory and disk, if the estimate is more than the bytes that are free."""
-    found = []
-    if memory.peak > free:
-        fact = f"{memory.peak / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free"
-        found.append(Missing(fact, _memory_cure(job, memory, free)))
+    cure = _memory_cure(job, memory, free)
+    return _missing_memory(memory.peak, free, cure) + _missing_disk(job, disk)
+
+
+def missing_room_for_processes(
+    job: Job, needed: float, *, free: float, disk: float
+) -> list[Missing]:
+    """The same for several processes on this machine, which need so many bytes together."""
+    cure = "fewer processes (cluster.learners, cluster.samplers), or more machines"
+    return _missing_memory(needed, free, cure) + _missing_disk(job, disk)
+
+
+def _missing_memory(needed: float, free: float, cure: str) -> list[Missing]:
+    if needed <= free:
+        return []
+    fact = f"{needed / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free"
+    return [Missing(fact, cure)]
+
+
+def _missing_disk(job: Job, disk: float) -> list[Missing]:
     needed = checkpoint_bytes(job.shape) * (job.config.checkpoint.keep + 2)
-    if needed > disk:
-        fact = f"checkpoints take up to {needed / 1e9:.1f} GB, {disk / 1e9:.1f} GB are free here"
-        found.append(Missing(fact, "free some disk, or give --run a folder on another one"))
-    return found
+    if needed <= disk:
+        return []
+    fact = f"checkpoints take up to {needed / 1e9:.1f} GB, {disk / 1e9:.1f} GB are free here"
+    return [Missing(fact, "free some disk, or give --run a folder on another one")]
 
 
 def _memory_cure(job: Job, memory: Memory, free: float) -> str:
