@@ -3,6 +3,9 @@ and beside a run."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ from archer.plan.processes import (
     processes_of,
     together,
 )
+from tests.children import child_environment
 from tests.test_plan import TOY
 
 ROOT = Path(__file__).parents[1]
@@ -261,6 +265,20 @@ def test_too_little_memory_for_all_processes_is_said_with_its_cure() -> None:
     assert "cluster.learners" in missing.cure
     (missing,) = missing_room_for_processes(job, 2e9, free=3e9, disk=1e3)
     assert "checkpoints" in missing.fact
+
+
+@pytest.mark.full
+def test_a_run_takes_what_was_planned() -> None:
+    """On the tiny recipe with two ranks: memory within 20 %, a step's time within 40 %."""
+    first = ["chrt", "-f", "1"]  # other tests run beside this one
+    if shutil.which("chrt") is None or subprocess.run([*first, "true"], check=False).returncode:
+        pytest.skip("a time is measured with real-time priority alone, which is not allowed here")
+    command = [sys.executable, "benchmarks/planned.py", "--rounds", "1", "--steps", "20"]
+    environment = child_environment()
+    done = subprocess.run(
+        [*first, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_recipe_for_one_process_is_planned_as_before(capsys: pytest.CaptureFixture[str]) -> None:
