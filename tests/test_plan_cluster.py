@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from archer.plan.costs import (
     UPDATE_SECONDS,
 )
 from archer.plan.estimate import LAYER_SECONDS, Job, Lengths
+from tests.children import child_environment
 from tests.test_plan import TOY
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +89,7 @@ def test_a_samplers_memory_by_hand() -> None:
     """16 completions on two: 8 rows of 42 tokens, each 2 * 2 * 1 * 5 numbers of 2 bytes."""
     place = Placement(gpu="h100", learners=2, samplers=2)
     parts = sampler_load(a_job(), place).parts
-    assert parts["weights"] == 2 * 2850
+    assert parts["whole model"] == 2 * 2850
     assert parts["cache"] == 8 * 42 * 40 + 16 * 8 * 100
 
 
@@ -242,6 +246,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(capsys: pytest.CaptureFix
     ("arguments", "words"),
     [
         (["--gpus", "8", "--gpu", "tpu"], "--gpu tpu is not known; known are a100, h100, h200"),
+        (["--gpu", "tpu"], "--gpu tpu is not known; known are a100, h100, h200"),
         (["--gpus", "-1"], "--gpus -1 is no number of GPUs"),
         (["--gpus", "4", "cluster.samplers=4"], "leaves none to learn"),
     ],
@@ -249,6 +254,17 @@ def test_what_does_not_fit_is_refused_with_the_numbers(capsys: pytest.CaptureFix
 def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(ROOT / "recipes/archer_math_1.5b.toml"), *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_projection_in_the_documentation_is_what_its_command_prints() -> None:
+    command = [sys.executable, "benchmarks/projection.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=True
+    )
+    _, _, section = (ROOT / "docs/scale.md").read_text().partition("## From 8 to 1,024 GPUs")
+    rows = [line for line in section.splitlines() if re.match(r"\| [0-9]", line)]
+    assert len(rows) == 3 * 8 + 2 * 4
+    assert set(rows) <= set(done.stdout.splitlines())
 
 
 def test_the_largest_part_names_its_cure() -> None:

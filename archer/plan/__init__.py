@@ -86,6 +86,8 @@ def plan(config: Config, *, gpus: int = 0, gpu: str = "h100") -> str:
     not served, malformed data, prompts that do not fit. What can be fetched or made is no error,
     it is listed as missing.
     """
+    if gpu not in GPUS:
+        raise ValueError(f"--gpu {gpu} is not known; known are {', '.join(GPUS)}")
     check_recipe(config)
     sources = missing_sources(config)
     missing = [*missing_model(config), *sources, *missing_sinks(config), *missing_device(config)]
@@ -453,8 +455,6 @@ def _cluster_time_lines(job: Job, times: Times, most: Times) -> Lines:
 
 
 def _placement(config: Config, gpus: int, gpu: str) -> Placement:
-    if gpu not in GPUS:
-        raise ValueError(f"--gpu {gpu} is not known; known are {', '.join(GPUS)}")
     samplers = config.cluster.samplers
     if gpus < 0:
         raise ValueError(f"--gpus {gpus} is no number of GPUs; give 1 or more")

@@ -206,7 +206,7 @@ def sampler_load(job: Job, place: Placement) -> Load:
     return Load(
         parts={
             "libraries": FRAMEWORK_BYTES["cuda"],
-            "weights": 2.0 * parameter_count(job.shape),
+            "whole model": 2.0 * parameter_count(job.shape),
             "cache": _cache_bytes(job, place),
         }
     )
@@ -252,7 +252,8 @@ def handing_seconds(job: Job, place: Placement) -> float:
 
     From the code: every tensor is made whole in float32, one after the other. Learners that sample
     have it then. For others rank 0 computes a checksum and puts all into Ray's object store, from
-    where each machine that samples fetches them, and each sampler checks them.
+    where each machine that samples fetches them, and each sampler checks them. At most: all are
+    taken to fetch from rank 0's machine, one after the other; Ray may find other copies.
     """
     shape, ranks = job.shape, place.learners
     tensors, version = tensor_count(shape), 2 * parameter_count(shape)
@@ -388,6 +389,7 @@ CURES = {
     "gradients": "more learners",
     "gathered": "take a larger GPU",
     "loading": "take a larger GPU, or a smaller model: every rank reads all of it at first",
+    "whole model": "take a larger GPU, or a smaller model: a sampler holds all of it",
     "activations": "lower update.microbatch_tokens, or set model.checkpoint_activations = true",
     "head": "lower update.microbatch_tokens",
     "reference": "more learners, or set kl.knowledge = 0 and kl.reasoning = 0",
