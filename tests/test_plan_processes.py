@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from archer.cli import main
 from archer.config import Config, config_from, load_config
@@ -208,21 +209,21 @@ def test_a_rank_alone_gathers_nothing() -> None:
 
 
 def test_more_processes_than_cores_slow_each_other() -> None:
-    apart = replace(APART, threads=2)
-    slow = replace(SPEED, training=5e5, decoding=2.5e5)
-    found = process_times(a_job(), SPEED, apart)
-    expected = process_times(a_job(), slow, replace(APART, threads=1))
-    assert found.update == pytest.approx(expected.update)
-    assert found.sampling == pytest.approx(expected.sampling)
+    """Two with two threads each on two cores take turns: each has the memory for itself then."""
+    found = process_times(a_job(), SPEED, replace(APART, threads=2))
+    expected = process_times(a_job(), replace(SPEED, memory=2e9), APART)
+    for part in ("sampling", "score", "update", "weights"):
+        assert getattr(found, part) == pytest.approx(2 * getattr(expected, part))
 
 
 def test_steps_ahead_are_sampled_beside_learning_and_share_the_cores() -> None:
     """Four processes work on two cores, so each takes twice as long, and the longer side counts."""
-    by_turns = process_times(a_job(), SPEED, APART)
-    assert not by_turns.overlap
+    in_turn = process_times(a_job(), SPEED, APART)
+    assert not in_turn.overlap
     times = process_times(a_job(a_config(ahead=1)), SPEED, APART)
     assert times.overlap
-    assert times.update > by_turns.update
+    assert times.update == pytest.approx(2 * in_turn.update)
+    assert times.sampling == pytest.approx(2 * in_turn.sampling)
     assert times.step == max(times.sampling, times.score + times.update + times.weights)
 
 
@@ -253,6 +254,16 @@ def test_the_plan_of_a_cluster_names_who_is_where(
     assert ("a sampler" in flat) == bool(samplers)
     assert "to hand them to those who sample" in flat
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_machine_with_gpus_is_planned_with_one_for_each_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    overrides = ['engine="cluster"', "cluster.learners=2", "cluster.samplers=1"]
+    assert main(["plan", str(ROOT / "recipes/tiny.toml"), *overrides]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "On 3 GPUs places 2 learners, 1 sampler apart, on 1 machine (h100" in said
 
 
 def test_too_little_memory_for_all_processes_is_said_with_its_cure() -> None:

@@ -190,25 +190,22 @@ def process_times(job: Job, speed: Speed, processes: Processes) -> Times:
     """Seconds of a training step by part, with the speed of one process that has the machine."""
     overlap = bool(job.config.rollout.ahead and processes.samplers)
     everyone = processes.learners + processes.samplers
-    learning = _slowed(speed, processes, everyone if overlap else processes.learners)
-    sampling = _slowed(speed, processes, everyone if overlap else processes.places)
+    learners = everyone if overlap else processes.learners
+    samplers = everyone if overlap else processes.places
+    slow, learning = processes.crowd(learners), _shared(speed, processes, learners)
+    sampling = _sampling_seconds(job, _shared(speed, processes, samplers), processes)
     return Times(
-        sampling=_sampling_seconds(job, sampling, processes),
-        score=score_passes(job.config) * _score_seconds(job, learning, processes),
-        update=job.config.update.passes * _update_seconds(job, learning, processes),
-        weights=_weights_seconds(job, learning, processes),
+        sampling=processes.crowd(samplers) * sampling,
+        score=slow * score_passes(job.config) * _score_seconds(job, learning, processes),
+        update=slow * job.config.update.passes * _update_seconds(job, learning, processes),
+        weights=slow * _weights_seconds(job, learning, processes),
         overlap=overlap,
     )
 
 
-def _slowed(speed: Speed, processes: Processes, working: int) -> Speed:
-    """Cores and the one memory are shared by those who work at the same time."""
-    crowd = processes.crowd(working)
-    return Speed(
-        training=speed.training / crowd,
-        decoding=speed.decoding / crowd,
-        memory=speed.memory / max(1, working),
-    )
+def _shared(speed: Speed, processes: Processes, working: int) -> Speed:
+    """The one memory is shared by those who compute at the same time."""
+    return replace(speed, memory=speed.memory * processes.crowd(working) / working)
 
 
 def _sampling_seconds(job: Job, speed: Speed, processes: Processes) -> float:
@@ -266,6 +263,5 @@ def _weights_seconds(job: Job, speed: Speed, processes: Processes) -> float:
     seconds += _moved_seconds(job, processes.learners)
     if not processes.samplers:
         return seconds + 2 * version / speed.memory
-    out = version / CHECKSUM_RATE + version / PUT_RATE
-    crowd = processes.crowd(processes.samplers)
-    return seconds + out + crowd * version / CHECKSUM_RATE + 2 * version / speed.memory
+    stored = version / CHECKSUM_RATE + version / PUT_RATE
+    return seconds + stored + version / CHECKSUM_RATE + 2 * version / speed.memory
