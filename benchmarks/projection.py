@@ -24,7 +24,6 @@ from archer.plan.cluster import (
     gathered_seconds,
     gpu_job,
     learner_load,
-    loading_load,
     reading_bytes,
     sampler_load,
     step_times,
@@ -156,13 +155,8 @@ def refusals(config: Config, case: Case) -> list[str]:
         update={"rollout": config.rollout.model_copy(update={"cache_tokens": 1})}
     )
     job, most = job_for(one, case, 1), Placement(gpu=case.gpu, learners=512, samplers=512)
-    loads = {"reading the model": loading_load(job, most), "a sampler": sampler_load(job, most)}
-    return [
-        f"- {who} on {gpu}: {fault}"
-        for gpu in GPUS
-        for who, load in loads.items()
-        if (fault := too_large(load, gpu))
-    ]
+    load = sampler_load(job, most)
+    return [f"- a sampler on {gpu}: {fault}" for gpu in GPUS if (fault := too_large(load, gpu))]
 
 
 def main() -> None:
@@ -172,10 +166,10 @@ def main() -> None:
     recipe = parser.parse_args().recipe
     for case in CASES:
         config = load_config(recipe, [f'model.name="{case.model}"', *case.overrides])
-        reading = reading_bytes(job_for(config, case, 1), place_of(case, COUNTS[-1]))
+        reading = reading_bytes(job_for(config, case, 1))
         changed = f", {' '.join(case.overrides)}" if case.overrides else ""
         print(f"{case.model} on {case.gpu}, {'half' if case.apart else 'all'} sample{changed}")
-        print(f"{reading / 1e9:,.0f} GB of a machine's memory while eight learners read it")
+        print(f"{reading / 1e9:,.0f} GB of one machine's memory while it is read")
         print("\n".join([*refusals(config, case), ""]))
         print(projected(config, case, COUNTS, grows=False), end="\n\n")
         print(projected(config, case, COUNTS[::3] + COUNTS[-1:], grows=True), end="\n\n")

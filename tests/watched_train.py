@@ -22,7 +22,8 @@ PAUSE = 0.015
 def announced(event: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         step = kwargs.get("step", "")
-        print(f"event {event} {step}".rstrip(), flush=True)
+        # In one piece: a checkpoint becomes complete in a thread of its own.
+        print(f"event {event} {step}".rstrip() + "\n", end="", flush=True)
         time.sleep(PAUSE)
         return function(*args, **kwargs)
 

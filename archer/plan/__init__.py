@@ -21,7 +21,6 @@ from archer.plan.cluster import (
     Times,
     gpu_job,
     learner_load,
-    loading_load,
     reading_bytes,
     sampler_load,
     step_times,
@@ -476,7 +475,7 @@ def _gpu_lines(job: Job, place: Placement) -> Lines:
     loads = {"learner": learner_load(job, place)}
     if place.samplers:
         loads["sampler"] = sampler_load(job, place)
-    for who, load in [("learner", loading_load(job, place)), *loads.items()]:
+    for who, load in loads.items():
         if fault := too_large(load, place.gpu):
             raise ValueError(
                 f"{job.config.model.name} on {place.gpu}: each {who} does not fit: {fault}"
@@ -493,8 +492,7 @@ def _gpu_lines(job: Job, place: Placement) -> Lines:
         *_load_lines(loads),
         (
             "loading",
-            f"{_size(loading_load(job, place).peak)} on each learner's GPU before it keeps its "
-            f"shard, and {_size(reading_bytes(job, place))} of each machine's own memory",
+            f"{_size(reading_bytes(job))} of the memory of the machine with the first learner",
         ),
         *_cluster_time_lines(job, times, most),
         ("taken for known", "a written cost model (docs/scale.md), not measured on such GPUs"),

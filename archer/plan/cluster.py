@@ -182,23 +182,13 @@ def learner_load(job: Job, place: Placement) -> Load:
     return Load(parts=parts)
 
 
-def loading_load(job: Job, place: Placement) -> Load:
-    """A learner's GPU before it keeps its shard: the whole model in float32, after the reference.
+def reading_bytes(job: Job) -> float:
+    """Of one machine's memory while rank 0 reads: the model in float32, and a copy as reference.
 
-    From the code (`archer.engine.cluster.rank`): every rank reads all of the model, and moves it to
-    its GPU to be sharded there.
+    The others are sent their shards a layer at a time (`archer.engine.cluster.fsdp`), which takes
+    less of a GPU than learning does.
     """
-    parameters = parameter_count(job.shape)
-    parts = {"libraries": FRAMEWORK_BYTES["cuda"], "loading": 4.0 * parameters}
-    if job.config.kl.used:
-        parts["reference"] = 4 * parameters / place.learners
-    return Load(parts=parts)
-
-
-def reading_bytes(job: Job, place: Placement) -> float:
-    """Of a machine's memory while its learners read: a whole float32 model each, and a copy."""
-    each = 4.0 * parameter_count(job.shape) * (2 if job.config.kl.used else 1)
-    return min(place.learners, PER_MACHINE) * each
+    return 4.0 * parameter_count(job.shape) * (2 if job.config.kl.used else 1)
 
 
 def sampler_load(job: Job, place: Placement) -> Load:
@@ -388,7 +378,6 @@ CURES = {
     "moments": "more learners",
     "gradients": "more learners",
     "gathered": "take a larger GPU",
-    "loading": "take a larger GPU, or a smaller model: every rank reads all of it at first",
     "whole model": "take a larger GPU, or a smaller model: a sampler holds all of it",
     "activations": "lower update.microbatch_tokens, or set model.checkpoint_activations = true",
     "head": "lower update.microbatch_tokens",
