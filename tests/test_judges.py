@@ -65,6 +65,18 @@ def test_both_machines_judge_and_one_that_is_lost_takes_no_verdict_with_it(two: 
         assert pool.ledger()["verify/workers_lost"] >= 1
 
 
+@pytest.mark.full
+def test_a_machine_that_is_lost_before_it_judges_is_done_without(two: Any) -> None:
+    """It is cut off, and Ray takes it for alive for another minute."""
+    (node,) = two.worker_nodes
+    (daemon,) = (info for info in node.all_processes["raylet"])
+    psutil.Process(daemon.process.pid).suspend()
+    with open_judges(Policy(cpu_seconds=5.0), workers=2, step_seconds=120.0) as pool:
+        tickets = [pool.submit(problem(i), str(i), False) for i in range(4)]
+        assert [v.outcome for v in pool.collect(tickets)] == ["correct"] * 4
+        assert len(verifiers_of_this_machine()) == 2
+
+
 def _is_worker(process: psutil.Process) -> bool:
     try:
         return "archer.verify.worker" in process.cmdline()

@@ -93,14 +93,13 @@ def open_judges(policy: Policy, *, workers: int, step_seconds: float) -> WorkerP
     """
     here = ray.get_runtime_context().get_node_id()
     others = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]  # type: ignore[no-untyped-call]
-    judges = [_start(node, workers) for node in others]
-    rooms = [num_cores(), *ray.get([judge.cores.remote() for judge in judges])]
-    rooms = [workers or room for room in rooms]
+    asked = [(judge, judge.cores.remote()) for judge in [_start(node, workers) for node in others]]
     # This machine first, then machine by machine in turn: few responses are spread, too.
-    machines = [None, *judges]
-    turns = itertools.zip_longest(
-        *([m] * n for m, n in zip(machines, rooms, strict=True)), fillvalue=NOBODY
-    )
+    rooms: list[tuple[Any, int]] = [(None, num_cores())]
+    for judge, cores in asked:
+        with suppress(RayError):  # of a machine that is lost, which Ray may have been late to know
+            rooms.append((judge, ray.get(cores)))
+    turns = itertools.zip_longest(*([m] * (workers or n) for m, n in rooms), fillvalue=NOBODY)
     places = [machine for turn in turns for machine in turn if machine is not NOBODY]
     next_place, number = itertools.cycle(places), itertools.count()
     lost: set[Any] = set()
