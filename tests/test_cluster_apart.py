@@ -324,6 +324,10 @@ def test_the_commands_of_readme_end_well_though_a_machine_is_cut_off_in_mid_step
     assert code == 1
     assert "node1: not stopped: ssh: " in said
     machines["node1"].link("up")
+    until = time.monotonic() + 60
+    while shell.give("ssh -o BatchMode=yes node1 true")[0]:  # the kernel remembers the cut
+        assert time.monotonic() < until
+        time.sleep(0.5)
     code, said = shell.give(down)
     assert code == 0, said
     assert not left(machines)
