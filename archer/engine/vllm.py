@@ -95,6 +95,8 @@ class VllmSampler:
             kv_cache_memory_bytes=cache_bytes,
             load_format="auto" if weights else "dummy",
             enable_sleep_mode=sleeps,
+            # Compiled for a CPU it samples a sixth faster and starts ten times as slowly.
+            enforce_eager=not torch.cuda.is_available(),
             logprobs_mode="processed_logprobs",  # of the distribution that is drawn from
             generation_config="vllm",  # no temperature or top-k of the model's own
             disable_log_stats=True,
