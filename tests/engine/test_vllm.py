@@ -34,9 +34,10 @@ from archer.model.tiny import Kind, tiny_model, tiny_tokenizer
 from archer.scores import different_settings, read_evaluation
 from archer.setup import open_local_engine
 from archer.terminal import Terminal
+from tests.drive import Drive, gone, rollouts
 from tests.engine.test_engines import SAMPLING, a_batch
 from tests.engine.test_engines import requests as short_requests
-from tests.test_faults import JUDGE, Drive, gone, rollouts
+from tests.test_faults import JUDGE
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what others' code warns of on import
