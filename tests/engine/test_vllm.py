@@ -276,7 +276,7 @@ def test_vllm_samples_with_the_version_that_is_published(
         first = weights_of(engine)
         assert_near(f"{kind}, as it began", differences(engine, first))
         (tmp_path / "kept").mkdir()
-        engine.save(tmp_path / "kept")
+        engine.save(tmp_path / "kept")()
         batch = a_batch(engine)
         assert torch.allclose(batch.old_logp, batch.sampler_logp, atol=1e-3)
         for _ in range(3):
