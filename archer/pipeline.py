@@ -158,6 +158,8 @@ class Rollouts:
         )
         sampled = StepGroups(groups=groups, position=position, ledger=self.verifiers.ledger())
         self.run.keep_groups(step, sampled)
+        if lost := int(sampled.ledger.get("verify/workers_lost", 0)):
+            self.terminal.say(f"step {step}: verifier workers that died and were replaced: {lost}")
         return sampled
 
     # ------------------------------------------------------------------ in a thread

@@ -216,6 +216,28 @@ def test_an_evaluation_of_too_many_grader_errors_is_no_score(own_module: Path) -
     assert not (own_module / "run/metrics.jsonl").exists()
 
 
+def test_a_verifier_worker_that_dies_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed once, on the way: another one judges what it had."""
+    problem = {
+        "id": "1",
+        "prompt": "1+1=",
+        "verifier": "tests.verify.graders:dies_the_first_time",
+        "answer": str(tmp_path / "seen"),
+    }
+    (tmp_path / "fatal.jsonl").write_text(json.dumps(problem) + "\n")
+    source = f"{{ source = '{tmp_path / 'fatal.jsonl'}' }}"
+    overrides = [f"data.train=[{source}]", "data.evaluate=[]", "train.steps=2"]
+    train(load_config(write_recipe(tmp_path), overrides), tmp_path / "run", Terminal())
+    said = capsys.readouterr().out
+    assert "step 1: verifier workers that died and were replaced: 1" in said
+    assert "step 2: verifier" not in said
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["verify/workers_lost"] for row in rows] == [1, 0]
+    assert all(row["accuracy"] == 1.0 for row in rows)
+
+
 def test_a_step_whose_loss_is_no_number_is_skipped_and_its_metrics_are_json(
     own_module: Path,
 ) -> None:
