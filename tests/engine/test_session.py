@@ -29,6 +29,19 @@ def recipe() -> Config:
     return config_from(knobs, where="test")
 
 
+@pytest.mark.parametrize(
+    ("weights", "ahead", "shared", "store"),
+    [(0, 0, 64, 2), (3, 0, 64, 6), (3, 2, 64, 12), (3, 2, 16, 8), (0, 0, 1, 0.5)],
+)
+def test_the_store_holds_the_versions_that_may_be_asked_for(
+    weights: int, ahead: int, shared: int, store: float
+) -> None:
+    """In GiB: those that are served and the next one, in at most half of the shared memory."""
+    from archer.engine.cluster.session import store_bytes
+
+    assert store_bytes(weights << 30, ahead, shared << 30) == store * 2**30
+
+
 def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ValueError, match=r"no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:1"):

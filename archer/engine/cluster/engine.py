@@ -38,8 +38,9 @@ from archer.engine.cluster.replica import Published, Replica
 from archer.engine.cluster.session import Session, open_session
 from archer.engine.learner import needs_gradient
 from archer.engine.local import COUNTERS, LOOP, peak_bytes
+from archer.engine.vllm import sampled_dtype
 from archer.model.load import load_config
-from archer.model.shapes import shape_of
+from archer.model.shapes import shape_of, weight_bytes
 
 POLL_SECONDS = 0.5
 """Between two looks at who is alive, while something is waited for."""
@@ -57,7 +58,9 @@ class ClusterEngine:
         name, revision = config.model.name, config.model.revision
         self.shape = shape_of(load_config(name, revision=revision))
         self.pulse = Pulse(config.cluster.silent_seconds)
-        self.session: Session = open_session(config, say)
+        number_bytes = 4 if sampled_dtype(config) == "float32" else 2
+        weights = weight_bytes(self.shape, bytes_per_number=number_bytes)
+        self.session: Session = open_session(config, weights * bool(config.cluster.samplers), say)
         self.learners: dict[str, Any] = {}
         self.samplers: dict[str, Any] = {}
         self.published: dict[int, Published] = {}

@@ -38,8 +38,8 @@ ROUND_SECONDS = 5.0
 THREADS = {"pulse": 1, "saving": 1}
 """Of each process, beside the one that works: by the kinds of calls that they answer."""
 
-OBJECT_STORE_BYTES = 2 << 30
-"""Most shared memory of a cluster that we start ourselves; it is taken as it is used."""
+LEAST_STORE_BYTES = 2 << 30
+"""Shared memory of a cluster that we start ourselves, at least; it is taken as it is used."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,14 +80,16 @@ class Session:
             self.guard.wait()
 
 
-def open_session(config: Config, say: Callable[[str], None]) -> Session:
+def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Session:
     """Joins or starts a cluster and reserves a place for every process of the recipe.
+
+    weights: bytes of a version that samplers fetch, 0 where none do.
 
     For fewer where the recipe allows it and there is not room for all after
     `cluster.silent_seconds`. ValueError when there is none within `cluster.wait_seconds`.
     """
     owner = not ray.is_initialized()
-    guard = _connect(config) if owner else None
+    guard = _connect(config, weights) if owner else None
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
     try:
@@ -169,7 +171,7 @@ def _no_room(cluster: ClusterConfig) -> str:
     )
 
 
-def _connect(config: Config) -> subprocess.Popen[bytes] | None:
+def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
     """Joins the cluster that is named, or starts one and its guard."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     # Ray prints a page for each process that is lost; we say it in a line (`pulse`).
@@ -177,7 +179,7 @@ def _connect(config: Config) -> subprocess.Popen[bytes] | None:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         # Never another run's: that one ends with its run.
-        store = min(OBJECT_STORE_BYTES, _shared_memory() // 2)
+        store = store_bytes(weights, config.rollout.ahead, _shared_memory())
         before = set(psutil.Process().children(recursive=True))
         try:
             ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
@@ -207,10 +209,18 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
     psutil.wait_procs(ended, timeout=5.0)
 
 
+def store_bytes(weights: int, ahead: int, shared: int) -> int:
+    """Size of the object store: for the versions that may be asked for and the one that comes.
+
+    At most half of the shared memory; what does not fit goes by way of Ray's folder on the disk.
+    """
+    return min(max(LEAST_STORE_BYTES, (ahead + 2) * weights), shared // 2)
+
+
 def _shared_memory() -> int:
     """Bytes that /dev/shm has, where there is one."""
     try:
         found = os.statvfs("/dev/shm")
     except OSError:
-        return OBJECT_STORE_BYTES
+        return 2 * LEAST_STORE_BYTES
     return found.f_bavail * found.f_frsize
