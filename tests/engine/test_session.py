@@ -6,6 +6,7 @@ A file of its own: where another test's engine is open, its cluster is joined in
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -82,3 +83,19 @@ def test_a_cluster_that_refuses_us_is_a_mistake(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ray, "init", refused)
     with pytest.raises(ValueError, match="Authentication token is missing"):
         open_engine(recipe())
+
+
+def test_who_waits_for_a_checkpoint_of_an_engine_that_is_closed_begins_no_cluster(
+    tmp_path: Path,
+) -> None:
+    """As a run does that has lost a learner while its checkpoint is written in a thread."""
+    import ray
+
+    engine = open_engine(recipe())
+    written = engine.save(tmp_path)
+    engine.close()
+    with pytest.raises(EngineLost, match="was closed before there was a checkpoint on the disk"):
+        written()
+    with pytest.raises(Exception, match="Ray has not been started yet"):
+        ray.wait([ray.ObjectRef.nil()], timeout=0.1)
+    assert not ray.is_initialized()

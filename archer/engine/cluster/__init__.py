@@ -20,6 +20,8 @@ recipe, wherever they run.
 import os
 
 # Read by Ray when it is imported. Whoever reaches a cluster's ports may run code on it, so it asks
-# for a token (Ray's own, in ~/.ray/auth_token); and nothing is reported to Ray's makers.
+# for a token (Ray's own, in ~/.ray/auth_token); and nothing is reported to Ray's makers. A thread
+# that still asks when a cluster was left must not begin another one.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

@@ -255,7 +255,7 @@ class ClusterEngine:
         (folder / COUNTERS).write_text(json.dumps(state) + "\n")
 
         def wait() -> None:
-            self._all("a checkpoint to be written", "written", group="saving")
+            self._all("a checkpoint on the disk", "written", group="saving")
 
         return wait
 
@@ -297,6 +297,7 @@ class ClusterEngine:
 
         group: of `session.THREADS`, for what goes on beside other calls.
         """
+        self._check_open(what)
         calls = [
             getattr(process, method).options(concurrency_group=group).remote(*arguments)
             for process in self.learners.values()
@@ -324,6 +325,7 @@ class ClusterEngine:
         deadline = time.monotonic() + self.config.cluster.wait_seconds
         waiting = list(refs)
         while waiting:
+            self._check_open(what)
             ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
             try:
                 ray.get(ready)
@@ -344,6 +346,11 @@ class ClusterEngine:
                     f"{what}: {', '.join(late)} did not finish"
                 )
         return list(ray.get(list(refs)))
+
+    def _check_open(self, what: str) -> None:
+        """Raises EngineLost, in a thread that still waits for something, when this is closed."""
+        if self.closed:
+            raise EngineLost(f"the engine was closed before there was {what}")
 
     def _check(self, processes: Mapping[str, Any], patience: float = 0.0) -> None:
         """Raises EngineLost when one of the learners is dead or silent."""
