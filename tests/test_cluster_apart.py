@@ -308,9 +308,10 @@ def test_the_commands_of_readme_end_well_though_a_machine_is_cut_off_in_mid_step
     machines["node1"].link("down")
     code, said = shell.finish()
     assert code == 0, said
-    lost = re.search(r"learner \d has not answered for \d+ s \(process \d+ on 10.0.0.2\)", said)
-    assert lost, said
-    assert f"{lost[0]}: going on from the last checkpoint, restart 1 of at most 3" in said, said
+    # Either of the two processes there may be missed first.
+    lost = r"(learner|sampler) \d has not answered for \d+ s \(process \d+ on 10.0.0.2\)"
+    assert re.search(lost, said), said
+    assert ": going on from the last checkpoint, restart 1 of at most 3" in said, said
     assert steps(work / "runs/far") == list(range(51))
 
     code, said = shell.give(status)
@@ -340,7 +341,7 @@ def test_ctrl_c_in_the_midst_of_up_leaves_nothing(
     tmp_path: Path, machines: dict[str, Machine], shell: Shell
 ) -> None:
     (tmp_path / "work/hosts.txt").write_text("node0\nnode1\n")
-    for at, seconds in (("starting the head", 0.5), ("1 more to join", 0.1), ("to join", 2.0)):
+    for at, seconds in (("starting the head", 0.5), ("1 more to join", 0.0), ("to join", 0.5)):
         shell.start("archer cluster up --hostfile hosts.txt")
         until = time.monotonic() + SECONDS
         while not any(at in line for line in shell.said):
