@@ -39,7 +39,7 @@ from archer.export import (
 )
 from archer.model.adapt import adapt
 from archer.model.load import (
-    empty_model,
+    end_tokens,
     find_model,
     load_model,
     load_tokenizer,
@@ -526,12 +526,11 @@ def open_vllm(
         else:
             write_trained(checkpoint, Path(folder), "float32")
             place, revision = folder, None
-        model = empty_model(place, revision=revision)
         return VllmSampler(
             place,
             revision=revision,
             tokenizer=tokenizer,
-            stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+            stop_token_ids=end_tokens(place, tokenizer, revision=revision),
             dtype=sampled_dtype(config),
             context=longest_prompt + longest_answer(config)[0],
             memory_share=memory_share,

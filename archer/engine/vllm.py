@@ -22,11 +22,10 @@ from torch import Tensor
 from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
 from archer.model.load import (
-    empty_model,
+    end_tokens,
     find_model,
     load_config,
     load_tokenizer,
-    stop_token_ids,
 )
 from archer.model.shapes import cache_bytes_per_token, shape_of
 from archer.randomness import key
@@ -214,12 +213,11 @@ def open_vllm(config: Config, *, sleeps: bool = False) -> VllmSampler:
         shape_of(described), bytes_per_number=4 if dtype == "float32" else 2
     )
     tokenizer = load_tokenizer(name, revision=revision)
-    model = empty_model(name, revision=revision)
     return VllmSampler(
         place,
         revision=revision,
         tokenizer=tokenizer,
-        stop_token_ids=stop_token_ids(tokenizer, model.generation_config),
+        stop_token_ids=end_tokens(name, tokenizer, revision=revision),
         dtype=dtype,
         context=context,
         cache_bytes=per_token * (max(config.rollout.cache_tokens, context) + SPARE_TOKENS),

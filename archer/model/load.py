@@ -186,6 +186,15 @@ def _on_meta(config: Any, **options: Any) -> Any:
         return auto_class.from_config(config, trust_remote_code=False, **options)
 
 
+def end_tokens(name: str, tokenizer: Any, *, revision: str | None = None) -> tuple[int, ...]:
+    """`stop_token_ids` of a model whose weights are read elsewhere.
+
+    Raises:
+        ValueError: nothing is found under this name, or the kind is not served.
+    """
+    return stop_token_ids(tokenizer, empty_model(name, revision=revision).generation_config)
+
+
 def _number_type(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
