@@ -300,7 +300,9 @@ class ClusterConfig(Section):
     learners: int = Field(default=1, ge=1)
     """Processes that hold a shard of the learner each, with a GPU each where there are GPUs."""
     samplers: int = Field(default=0, ge=0)
-    """Processes that sample alone; 0: the learners sample, taking turns with learning."""
+    """Models that sample apart from the learners; 0: on the learners' places, taking turns."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs, or processes, that vLLM cuts each model that samples over."""
     least_learners: int = Field(default=0, ge=0)
     """Where machines are lost the run goes on with so few, and one sampler; 0: with all or not."""
     restarts: int = Field(default=3, ge=0)
@@ -333,6 +335,11 @@ class Config(Section):
     log: LogConfig = LogConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def learners_sample(self) -> bool:
+        """Whether learners of a cluster sample themselves; vLLM has processes of its own."""
+        return not self.cluster.samplers and self.rollout.sampler != "vllm"
+
     @model_validator(mode="after")
     def _knobs_agree(self) -> Config:
         rollout, update = self.rollout, self.update
@@ -357,11 +364,19 @@ class Config(Section):
                 "it tells no entropies: set mismatch.kind to tis or mis, with update.old_logp = "
                 "score"
             )
-        if rollout.sampler == "vllm" and self.engine == "cluster" and not self.cluster.samplers:
+        cluster, parts = self.cluster, self.cluster.tensor_parallel
+        if parts > 1 and (rollout.sampler != "vllm" or self.engine != "cluster"):
             raise ValueError(
-                "rollout.sampler = vllm, and cluster.samplers = 0 has the learners sample: vLLM "
-                "needs processes of its own, so set cluster.samplers to 1 or more"
+                f"cluster.tensor_parallel = {parts} is vLLM's, on a cluster: set rollout.sampler = "
+                "vllm and engine = cluster, or leave it at 1"
             )
+        if parts > 1 and not cluster.samplers:
+            for name in ("learners", "least_learners"):
+                if (number := getattr(cluster, name)) % parts:
+                    raise ValueError(
+                        f"cluster.{name} = {number} is no multiple of cluster.tensor_parallel = "
+                        f"{parts}: models that sample by turns are cut over the learners' places"
+                    )
         if rollout.ahead and self.mismatch.kind == "none" and update.old_logp == "score":
             raise ValueError(
                 f"rollout.ahead = {rollout.ahead} samples with older weights than those that "

@@ -132,6 +132,14 @@ def test_a_missing_knob_is_named_with_the_way_to_set_it(recipe: Path, line: str,
     assert f"{name} is missing; set it in the recipe or with {name}=..." in refused(recipe)
 
 
+CUT = [
+    "rollout.sampler=vllm",
+    "mismatch.kind=tis",
+    "engine=cluster",
+    "cluster.tensor_parallel=2",
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -149,8 +157,16 @@ def test_a_missing_knob_is_named_with_the_way_to_set_it(recipe: Path, line: str,
             "use update.old_logp = score",
         ),
         (
-            ["rollout.sampler=vllm", "mismatch.kind=tis", "engine=cluster"],
-            "set cluster.samplers to 1 or more",
+            ["engine=cluster", "cluster.tensor_parallel=2"],
+            "cluster.tensor_parallel = 2 is vLLM's, on a cluster: set rollout.sampler = vllm",
+        ),
+        (
+            [*CUT, "cluster.learners=3"],
+            "cluster.learners = 3 is no multiple of cluster.tensor_parallel = 2",
+        ),
+        (
+            [*CUT, "cluster.learners=4", "cluster.least_learners=3"],
+            "cluster.least_learners = 3 is no multiple",
         ),
         (["rollout.overlong.buffer=9"], "rollout.overlong.buffer is 9, more than"),
         (["eval.temperature=0", "eval.samples=4"], "the same answer 4 times"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,50 @@ from typing import Any
 import pytest
 
 from archer.cli import main
-from archer.config import ClusterConfig
+from archer.config import config_from
 from archer.engine.cluster.session import fitting
 from tests.drive import Drive, gone, rollouts
 
 
+def found(room: int, *, sampler: str = "own", **cluster: int) -> tuple[int, int] | None:
+    """Learners and samplers for which there is room."""
+    tree = tomllib.loads(RECIPE)
+    tree["rollout"]["sampler"] = sampler
+    tree |= {"cluster": cluster, "mismatch": {"kind": "tis"}}
+    numbers = fitting(config_from(tree, where="test"), room)
+    return None if numbers is None else (numbers.learners, numbers.samplers)
+
+
 @pytest.mark.parametrize(
-    ("room", "found"), [(8, (6, 2)), (7, (5, 2)), (4, (2, 2)), (3, (2, 1)), (2, None), (0, None)]
+    ("room", "expected"),
+    [(8, (6, 2)), (7, (5, 2)), (4, (2, 2)), (3, (2, 1)), (2, None), (0, None)],
 )
-def test_learners_give_way_first_then_samplers(room: int, found: tuple[int, int] | None) -> None:
-    cluster = ClusterConfig(learners=6, samplers=2, least_learners=2)
-    assert fitting(cluster, room) == found
+def test_learners_give_way_first_then_samplers(room: int, expected: tuple[int, int] | None) -> None:
+    assert found(room, learners=6, samplers=2, least_learners=2) == expected
 
 
-def test_learners_that_sample_need_no_other(tmp_path: Path) -> None:
-    assert fitting(ClusterConfig(learners=4, least_learners=1), 1) == (1, 0)
-    assert fitting(ClusterConfig(learners=4, least_learners=2), 1) is None
-    assert fitting(ClusterConfig(learners=4), 3) is None
+def test_learners_that_sample_need_no_other() -> None:
+    assert found(1, learners=4, least_learners=1) == (1, 0)
+    assert found(1, learners=4, least_learners=2) is None
+    assert found(3, learners=4) is None
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"), [(10, (6, 2)), (9, (5, 2)), (6, (2, 2)), (5, (2, 1)), (3, None)]
+)
+def test_a_sampler_that_is_cut_gives_way_as_a_whole(
+    room: int, expected: tuple[int, int] | None
+) -> None:
+    knobs = {"learners": 6, "samplers": 2, "least_learners": 2, "tensor_parallel": 2}
+    assert found(room, sampler="vllm", **knobs) == expected
+
+
+@pytest.mark.parametrize(("room", "expected"), [(6, (6, 3)), (5, (4, 2)), (2, (2, 1)), (1, None)])
+def test_by_turns_learners_stay_a_multiple_of_what_a_sampler_is_cut_into(
+    room: int, expected: tuple[int, int] | None
+) -> None:
+    knobs = {"learners": 6, "least_learners": 2, "tensor_parallel": 2}
+    assert found(room, sampler="vllm", **knobs) == expected
 
 
 RECIPE = """

@@ -42,7 +42,7 @@ from archer.plan.costs import (
     TELL_SECONDS,
     UPDATE_SECONDS,
 )
-from archer.plan.estimate import LAYER_SECONDS, Job, Lengths
+from archer.plan.estimate import FRAMEWORK_BYTES, LAYER_SECONDS, Job, Lengths
 from tests.children import child_environment
 from tests.test_plan import TOY
 
@@ -101,6 +101,32 @@ def test_by_turns_the_cache_takes_the_place_of_what_learning_holds() -> None:
     assert parts["cache"] == max(0.0, cache - learning)
 
 
+def test_a_part_of_a_model_by_hand() -> None:
+    """TOY over its two heads' two GPUs: of 2,850 parameters, 50 in norms are held by both.
+
+    A layer's other 900 are 200 of queries and output, 100 of a key and a value head that both hold,
+    and 600 of the MLP; the root has 1,000.
+    """
+    place = Placement(gpu="h100", learners=2, samplers=2, parts=2)
+    parts = sampler_load(a_job(), place).parts
+    assert parts["libraries"] == 1.6e9
+    assert parts["part of a model"] == 2 * (500 + 2 * (100 + 100 + 300) + 50)
+    assert parts["cache"] == 8 * 42 * 40 + 16 * 8 * 100  # its key and value head in both
+    assert (place.gpus, place.sampling) == (6, 2)
+    assert Placement(gpu="h100", learners=4, samplers=0, parts=2).sampling == 2
+
+
+def test_vllm_takes_all_of_its_cache_at_once_and_sleeps_while_others_learn() -> None:
+    job = a_job(sampler="vllm", cache_tokens=1000)
+    apart = Placement(gpu="h100", learners=2, samplers=2)
+    cache = 1000 * 40 + 16 * 8 * 100
+    assert sampler_load(job, apart).parts["cache"] == cache
+    parts = learner_load(job, Placement(gpu="h100", learners=2, samplers=0)).parts
+    assert parts["sampler"] == FRAMEWORK_BYTES["cuda"]  # a process beside the learner
+    learning = parts["gradients"] + parts["activations"] + parts["head"]
+    assert parts["cache"] == max(0.0, cache + 2 * 2850 - learning)
+
+
 def test_what_reading_the_model_takes_by_hand() -> None:
     """Twice in float32: the model, and a copy of it as the reference."""
     assert reading_bytes(a_job()) == 2 * 4 * 2850
@@ -142,6 +168,8 @@ def test_handing_over_weights_by_hand() -> None:
     ring = 20 * ring_seconds(4 * 2850 / 20, 4, "h100")
     here = ring + stored + 5700 / CHECKSUM_RATE  # on the machine that they are put on
     assert handing_seconds(a_job(), beside) == pytest.approx(here)
+    vllm = Placement(gpu="h100", learners=4, samplers=0)
+    assert handing_seconds(a_job(sampler="vllm"), vllm) == pytest.approx(here)
 
 
 # ------------------------------------------------------------------ time
@@ -177,6 +205,18 @@ def test_seconds_by_hand() -> None:
     assert times.sampling == pytest.approx(reading + 30 * 2 * LAYER_SECONDS["cuda"])
     assert times.overlap
     assert times.step == pytest.approx(max(times.sampling, times.score + update + times.weights))
+
+
+def test_a_model_that_is_cut_samples_in_its_parts_time_by_hand() -> None:
+    """16 rows on one model: half of the weights, all of the one key and value head, and two sums of
+    16 x 10 numbers in each of two layers, in each of 30 steps."""
+    place = Placement(gpu="h100", learners=1, samplers=1, parts=2)
+    gpu = GPUS["h100"]
+    weights, cache = 2 * (500 + 2 * (100 + 100 + 300) + 50), 16 * 20 * 40
+    reading = 30 * (weights + cache) / (gpu.bandwidth * DECODING)
+    adding = 30 * 2 * 2 * 2 * ring_seconds(2 * 16 * 10, 2, "h100")
+    expected = reading + 30 * 2 * LAYER_SECONDS["cuda"] + adding
+    assert sampling_seconds(a_job(ahead=1), place) == pytest.approx(expected)
 
 
 def test_gathering_counts_where_it_takes_longer_than_computing() -> None:

@@ -9,7 +9,7 @@ else does, neither time nor chance; so the same call gives the same numbers to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ class Sampler:
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
-    ) -> Iterator[Sample]:
+    ) -> Generator[Sample, None, None]:
         """Yields completions as they finish.
 
         At most `cache_tokens` tokens are in flight, counted at full length; at least one row is.

@@ -7,16 +7,23 @@ log-probs, and with them draws that hang by a hair, may differ from run to run b
 vLLM's engine works in this process, not in one of its own: new weights are tensors that it is
 handed, and nothing is left when this process is killed. There can be one in a process, and it
 takes torch's default process group for itself. Nothing else imports vllm.
+
+A model may be cut over several processes with a GPU each (tensor parallelism, vLLM's "external
+launcher"): each has an engine of its own, is given the same requests, and takes the same steps at
+the same time. Whether there is a next step, the first one says.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor
 
 from archer.config import Config
@@ -27,9 +34,11 @@ from archer.model.load import (
     load_config,
     load_tokenizer,
 )
-from archer.model.shapes import cache_bytes_per_token, shape_of
+from archer.model.shapes import cache_bytes_per_token, part_of, shape_of
 from archer.randomness import key
 from archer.types import Completion, StopReason
+
+dist: Any = torch.distributed  # much of which has no types
 
 MISSING = "vLLM is not installed: pip install 'archer-rl[vllm]', or sample without it"
 
@@ -38,6 +47,21 @@ LEAST_SHARE = 0.01
 
 SPARE_TOKENS = 256
 """Of the cache: two blocks on a CPU, one that is only begun and one that vLLM keeps empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which part of a model that is cut over processes is this one's, and where they meet.
+
+    Example, the first of two: Part(number=0, parts=2, store=("10.0.0.1", 40123), seconds=1800.0)
+    """
+
+    number: int
+    parts: int
+    store: tuple[str, int]
+    """Host and port of a `torch.distributed.TCPStore`."""
+    seconds: float
+    """Longest wait for the others."""
 
 
 class VllmSampler:
@@ -54,6 +78,7 @@ class VllmSampler:
         cache_bytes: size of its cache, in place of what `memory_share` leaves.
         weights: whether the model's own are read; random ones without, until `take`.
         sleeps: whether `sleep` is to give a GPU's memory back.
+        part: of a model that is cut over processes, which all make one of these at once.
 
     Raises:
         ValueError: vLLM is missing.
@@ -72,6 +97,7 @@ class VllmSampler:
         revision: str | None = None,
         weights: bool = True,
         sleeps: bool = False,
+        part: Part | None = None,
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -84,6 +110,8 @@ class VllmSampler:
         self._tokenizer = tokenizer
         self._stop_token_ids = sorted(stop_token_ids)
         self._sleeps, self._asleep = sleeps, False
+        self._leads = part is None or part.number == 0
+        self._telling = None if part is None else _meet(part)
         self._llm = LLM(
             model=model,
             revision=revision,
@@ -99,6 +127,8 @@ class VllmSampler:
             logprobs_mode="processed_logprobs",  # of the distribution that is drawn from
             generation_config="vllm",  # no temperature or top-k of the model's own
             disable_log_stats=True,
+            tensor_parallel_size=1 if part is None else part.parts,
+            distributed_executor_backend=None if part is None else "external_launcher",
         )
 
     def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -119,10 +149,11 @@ class VllmSampler:
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int = 0
-    ) -> Iterator[Sample]:
+    ) -> Generator[Sample, None, None]:
         """Yields completions as they finish; what is left is dropped if nobody asks for more.
 
-        Entropies are not known: NaN.
+        Entropies are not known: NaN. Where a model is cut over processes all of them go through
+        this together, each with the same requests, and it ends for all when it does for the first.
         """
         wanted = [(i, j) for i, r in enumerate(requests) for j in range(len(r.names))]
         ids = self._llm.enqueue(
@@ -133,19 +164,33 @@ class VllmSampler:
         # What comes back has the number alone, of "7-1a2b3c4d".
         places = dict(zip((id.partition("-")[0] for id in ids), wanted, strict=True))
         try:
-            while places:
+            while places and self._goes_on(True):
                 if not self._llm.llm_engine.has_unfinished_requests():
                     raise RuntimeError(f"vLLM ended without {len(places)} of its completions")
-                for output in self._llm.llm_engine.step():
-                    if output.finished and output.request_id in places:
-                        number, sample = places.pop(output.request_id)
-                        completion = self._completion(
-                            requests[number], output.outputs[0], sampling, policy_version
-                        )
-                        yield Sample(number, sample, completion)
+                # All of a step at once: what is left is then the same in every process.
+                finished = [
+                    (places.pop(output.request_id), output.outputs[0])
+                    for output in self._llm.llm_engine.step()
+                    if output.finished and output.request_id in places
+                ]
+                for (number, sample), output in finished:
+                    completion = self._completion(
+                        requests[number], output, sampling, policy_version
+                    )
+                    yield Sample(number, sample, completion)
         finally:
             if places:
+                if self._leads:
+                    self._goes_on(False)
                 self._llm.llm_engine.abort_request(list(places))
+
+    def _goes_on(self, wanted: bool) -> bool:
+        """Whether there is a next step: what the process with the first part wants."""
+        if self._telling is None:
+            return wanted
+        told = torch.tensor([wanted])
+        dist.broadcast(told, src=0, group=self._telling)
+        return bool(told)
 
     def close(self) -> None:
         """Gives its memory back."""
@@ -190,6 +235,30 @@ class VllmSampler:
         return text[: min(ends)] if ends else text
 
 
+def _meet(part: Part) -> Any:
+    """Meets the processes with the other parts; a group of them for words on the CPU.
+
+    vLLM takes the default group for its own when there is one.
+    """
+    os.environ |= {"RANK": str(part.number), "LOCAL_RANK": "0"}  # each sees its own GPU alone
+    seconds, cuda = timedelta(seconds=part.seconds), torch.cuda.is_available()
+    host, port = part.store
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.TCPStore(host, port, part.parts, is_master=False, timeout=seconds),
+        rank=part.number,
+        world_size=part.parts,
+        timeout=seconds,
+    )
+    if not cuda:
+        # Its shared memory on a CPU has the same name for every model on a machine, and outlives
+        # processes that are killed. It goes by torch.distributed where ranks do not agree on it.
+        from vllm.distributed.device_communicators import cpu_communicator
+
+        cpu_communicator.CpuCommunicator._all_group_ranks_share_shm_group_name = lambda _: False
+    return dist.new_group(backend="gloo", timeout=seconds)
+
+
 def _load(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
     worker.model_runner.reload_weights(weights_iterator=tensors)
     model = worker.model_runner.get_model()
@@ -198,7 +267,7 @@ def _load(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
         model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
-def open_vllm(config: Config, *, sleeps: bool = False) -> VllmSampler:
+def open_vllm(config: Config, *, sleeps: bool = False, part: Part | None = None) -> VllmSampler:
     """vLLM as a recipe has it, of no use before its first `take`.
 
     Raises:
@@ -209,9 +278,8 @@ def open_vllm(config: Config, *, sleeps: bool = False) -> VllmSampler:
     dtype = sampled_dtype(config)
     longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
     context = min(config.data.max_prompt_tokens + longest, described.max_position_embeddings)
-    per_token = cache_bytes_per_token(
-        shape_of(described), bytes_per_number=4 if dtype == "float32" else 2
-    )
+    shape = part_of(shape_of(described), 1 if part is None else part.parts)
+    per_token = cache_bytes_per_token(shape, bytes_per_number=4 if dtype == "float32" else 2)
     tokenizer = load_tokenizer(name, revision=revision)
     return VllmSampler(
         place,
@@ -223,6 +291,7 @@ def open_vllm(config: Config, *, sleeps: bool = False) -> VllmSampler:
         cache_bytes=per_token * (max(config.rollout.cache_tokens, context) + SPARE_TOKENS),
         weights=False,
         sleeps=sleeps,
+        part=part,
     )
 
 

@@ -88,6 +88,29 @@ def known_shape(name: str) -> ModelShape | None:
     return None
 
 
+def part_of(shape: ModelShape, parts: int) -> ModelShape:
+    """What each process has of a model that so many sample with together (tensor parallelism).
+
+    Heads, the gated MLP's columns and the vocabulary are dealt out, as vLLM does it; norms are held
+    by all, and so are key and value heads of which there are fewer than processes.
+
+    ValueError where they can not be dealt evenly.
+    """
+    heads, kv_heads, columns = shape.heads, shape.kv_heads, shape.intermediate
+    if heads % parts or (kv_heads % parts and parts % kv_heads) or columns % parts:
+        raise ValueError(
+            f"cluster.tensor_parallel = {parts} does not divide model.name, which has {heads} "
+            f"attention heads, {kv_heads} key and value heads and {columns} columns in its MLPs"
+        )
+    return replace(
+        shape,
+        heads=heads // parts,
+        kv_heads=max(1, kv_heads // parts),
+        intermediate=columns // parts,
+        vocabulary=-(-shape.vocabulary // parts),
+    )
+
+
 def parameter_count(shape: ModelShape) -> int:
     """All trained numbers, a shared embedding and head counted once."""
     embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)

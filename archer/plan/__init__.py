@@ -13,7 +13,7 @@ import torch
 from archer.config import Config
 from archer.cores import num_cores
 from archer.engine.local import resolve_device
-from archer.model.shapes import ModelShape, parameter_count
+from archer.model.shapes import ModelShape, parameter_count, part_of
 from archer.plan.cluster import (
     GPUS,
     Load,
@@ -103,9 +103,11 @@ def plan(config: Config, *, gpus: int = 0, gpu: str = "h100") -> str:
     _check_context(config, shape)
     job = job_of(config, shape, lengths)
     if config.engine == "cluster" and job.device == "cuda":
-        gpus = gpus or config.cluster.learners + config.cluster.samplers
+        cluster = config.cluster
+        gpus = gpus or cluster.learners + cluster.samplers * cluster.tensor_parallel
     if gpus:
         place = _placement(config, gpus, gpu)
+        part_of(shape, place.parts)  # or a ValueError says why not
         lines = _gpu_lines(gpu_job(config, shape, lengths), place)
         sections.append(_section(f"On {gpus} {_plural('GPU', gpus)}", lines))
         return "\n\n".join([*sections, _missing(missing)])
@@ -208,16 +210,19 @@ def _run_lines(config: Config, lengths: Lengths, data: Data | None) -> Lines:
 def _places(config: Config) -> Lines:
     if config.engine == "local":
         return []
-    cluster = config.cluster
-    return [("processes", _who(cluster.learners, cluster.samplers))]
+    return [("processes", _who(config, config.cluster.learners))]
 
 
-def _who(learners: int, samplers: int) -> str:
-    sampling = f"{samplers} {_plural('sampler', samplers)} apart" if samplers else "by turns"
+def _who(config: Config, learners: int) -> str:
+    """Who learns and who samples, with so many learners."""
+    samplers, parts = config.cluster.samplers, config.cluster.tensor_parallel
     learning = f"{learners} {_plural('learner', learners)}"
-    if samplers:
-        return f"{learning}, {sampling}"
-    return f"{learning} that sample{'s' * (learners == 1)} too, {sampling}"
+    if config.learners_sample:
+        return f"{learning} that sample{'s' * (learners == 1)} too, by turns"
+    models = samplers or learners // parts
+    sampling = f"{models} {_plural('sampler', models)}"
+    sampling += f" over {parts} GPUs each" * (parts > 1)
+    return f"{learning}, {sampling} " + ("apart" if samplers else "in the same places, by turns")
 
 
 def _sampler(config: Config) -> Lines:
@@ -406,7 +411,7 @@ def _processes_here(job: Job) -> tuple[list[str], list[Missing]]:
     memory = [
         (
             "places",
-            f"{_who(processes.learners, processes.samplers)}, with {threads} each, and the loop, "
+            f"{_who(job.config, processes.learners)}, with {threads} each, and the loop, "
             f"all on this machine of {processes.cores} {_plural('core', processes.cores)}",
         ),
         *_load_lines(loads),
@@ -454,20 +459,22 @@ def _cluster_time_lines(job: Job, times: Times, most: Times) -> Lines:
 
 
 def _placement(config: Config, gpus: int, gpu: str) -> Placement:
-    samplers = config.cluster.samplers
+    samplers, parts = config.cluster.samplers, config.cluster.tensor_parallel
     if gpus < 0:
         raise ValueError(f"--gpus {gpus} is no number of GPUs; give 1 or more")
-    if gpus <= samplers:
+    learners = gpus - samplers * parts
+    if learners < 1:
+        over = f" over {parts} GPUs each" * (parts > 1)
         raise ValueError(
-            f"--gpus {gpus} leaves none to learn beside cluster.samplers = {samplers}: give more "
-            "GPUs, or lower cluster.samplers"
+            f"--gpus {gpus} leaves none to learn beside cluster.samplers = {samplers}{over}: give "
+            "more GPUs, or lower cluster.samplers"
         )
-    if gpus > 1 and not samplers and config.rollout.sampler == "vllm":
+    if not samplers and learners % parts:
         raise ValueError(
-            f"--gpus {gpus} has learners that sample by turns, and rollout.sampler = vllm needs "
-            "processes of its own: set cluster.samplers to 1 or more"
+            f"--gpus {gpus} is no multiple of cluster.tensor_parallel = {parts}: by turns, models "
+            "that sample are cut over the learners' GPUs"
         )
-    return Placement(gpu=gpu, learners=gpus - samplers, samplers=samplers)
+    return Placement(gpu=gpu, learners=learners, samplers=samplers, parts=parts)
 
 
 def _gpu_lines(job: Job, place: Placement) -> Lines:
@@ -486,7 +493,7 @@ def _gpu_lines(job: Job, place: Placement) -> Lines:
     lines = [
         (
             "places",
-            f"{_who(place.learners, place.samplers)}, on {machines} ({place.gpu}, "
+            f"{_who(job.config, place.learners)}, on {machines} ({place.gpu}, "
             f"{_size(GPUS[place.gpu].memory)} each)",
         ),
         *_load_lines(loads),

@@ -21,6 +21,7 @@ from archer.model.shapes import (
     cache_bytes_per_token,
     head_flops_per_token,
     parameter_count,
+    part_of,
 )
 from archer.plan.costs import (
     CHECKSUM_RATE,
@@ -97,13 +98,17 @@ SPARE = 0.92
 class Placement:
     """Processes of a run on GPUs.
 
-    Example, 8 learners that sample by turns on one machine:
+    Example, 8 learners that sample by turns on one machine; 4, and 2 samplers over 2 GPUs each:
         Placement(gpu="h100", learners=8, samplers=0)
+        Placement(gpu="h100", learners=4, samplers=2, parts=2)
     """
 
     gpu: str
     learners: int
     samplers: int
+    """Models that sample apart."""
+    parts: int = 1
+    """GPUs that each model that samples is cut over."""
 
     @property
     def by_turns(self) -> bool:
@@ -111,12 +116,16 @@ class Placement:
 
     @property
     def sampling(self) -> int:
-        """How many processes sample."""
-        return self.samplers or self.learners
+        """How many models sample."""
+        return self.samplers or self.learners // self.parts
+
+    @property
+    def gpus(self) -> int:
+        return self.learners + self.samplers * self.parts
 
     @property
     def machines(self) -> int:
-        return math.ceil((self.learners + self.samplers) / PER_MACHINE)
+        return math.ceil(self.gpus / PER_MACHINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +185,12 @@ def learner_load(job: Job, place: Placement) -> Load:
         parts["reference"] = 4 * parameters / ranks
     if place.by_turns:
         # The cache is given back before learning begins, and learning's memory before sampling.
-        parts["sampler"] = 2 * parameters
+        # So are vLLM's weights, but it is a process of its own.
+        sampled, vllm = _sampled_bytes(job, place), config.rollout.sampler == "vllm"
+        parts["sampler"] = FRAMEWORK_BYTES["cuda"] if vllm else sampled
         learning = parts["gradients"] + parts["activations"] + parts["head"]
-        parts["cache"] = max(0.0, _cache_bytes(job, place) - learning)
+        taken = _cache_bytes(job, place) + sampled * vllm
+        parts["cache"] = max(0.0, taken - learning)
     return Load(parts=parts)
 
 
@@ -192,11 +204,11 @@ def reading_bytes(job: Job) -> float:
 
 
 def sampler_load(job: Job, place: Placement) -> Load:
-    """A GPU that samples alone: a whole model and its cache."""
+    """A GPU that samples alone: a whole model, or its part of one, and its cache."""
     return Load(
         parts={
-            "libraries": FRAMEWORK_BYTES["cuda"],
-            "whole model": 2.0 * parameter_count(job.shape),
+            "libraries": FRAMEWORK_BYTES["cuda"] + 1e9 * (place.parts > 1),  # NCCL's buffers
+            "whole model" if place.parts == 1 else "part of a model": _sampled_bytes(job, place),
             "cache": _cache_bytes(job, place),
         }
     )
@@ -241,16 +253,18 @@ def handing_seconds(job: Job, place: Placement) -> float:
     """New weights, from the ranks to those who sample.
 
     From the code: every tensor is made whole in float32, one after the other. Learners that sample
-    have it then. For others rank 0 computes a checksum and puts all into Ray's object store, from
-    where each machine that samples fetches them, and each sampler checks them. At most: all are
-    taken to fetch from rank 0's machine, one after the other; Ray may find other copies.
+    have it then. For others, vLLM by turns among them, rank 0 computes a checksum and puts all into
+    Ray's object store, from where each machine that samples fetches them, and each sampler checks
+    them. At most: all are taken to fetch from rank 0's machine, one after the other; Ray may find
+    other copies.
     """
     shape, ranks = job.shape, place.learners
     tensors, version = tensor_count(shape), 2 * parameter_count(shape)
     seconds = tensors * ring_seconds(2 * version / tensors, ranks, place.gpu)
-    if place.by_turns:
+    if place.by_turns and job.config.rollout.sampler != "vllm":
         return seconds
-    machines = math.ceil(place.samplers / PER_MACHINE) - (place.machines == 1)
+    machines = math.ceil((place.samplers * place.parts or place.learners) / PER_MACHINE)
+    machines -= place.by_turns or place.machines == 1  # where rank 0 is
     seconds += version / CHECKSUM_RATE + version / PUT_RATE
     return seconds + machines * version / FETCH_RATE + version / CHECKSUM_RATE
 
@@ -316,7 +330,8 @@ def busiest(job: Job, groups: float, ranks: int) -> tuple[float, float]:
 def sampling_seconds(job: Job, place: Placement) -> float:
     """Each decoding step reads the weights and the cache of what is in flight, and calls torch.
 
-    Beside it, answers come to the loop one by one.
+    Where a model is cut over GPUs, each has its part of that, and twice in a layer all add up what
+    they have. Beside it, answers come to the loop one by one.
     """
     shape, lengths, gpu = job.shape, job.lengths, GPUS[place.gpu]
     rollout = job.config.rollout
@@ -325,25 +340,36 @@ def sampling_seconds(job: Job, place: Placement) -> float:
     rows = _rows(job, place)
     steps = max(lengths.longest_answer, tokens / rows)
     context = lengths.prompt + lengths.answer / 2
-    cache = rows * context * cache_bytes_per_token(shape, bytes_per_number=2)
-    reading = steps * (2 * parameter_count(shape) + cache) / (gpu.bandwidth * DECODING)
+    own = part_of(shape, place.parts)
+    cache = rows * context * cache_bytes_per_token(own, bytes_per_number=2)
+    reading = steps * (2 * parameter_count(own) + cache) / (gpu.bandwidth * DECODING)
     per_token = body_flops_per_token(shape, context=round(context)) + head_flops_per_token(shape)
-    computing = tokens * per_token / (gpu.flops * UTILISATION)
-    decoding = max(reading, computing) + steps * shape.layers * LAYER_SECONDS["cuda"]
+    computing = tokens * per_token / place.parts / (gpu.flops * UTILISATION)
+    # A sum is a reduction and a gathering.
+    adding = 2 * 2 * ring_seconds(2 * rows * shape.hidden, place.parts, place.gpu)
+    decoding = max(reading, computing) + steps * shape.layers * (LAYER_SECONDS["cuda"] + adding)
     return max(decoding, collecting_seconds(groups * rollout.samples))
 
 
 def _rows(job: Job, place: Placement) -> int:
-    """Completions in flight on one GPU."""
+    """Completions in flight on one model."""
     completions = job.config.rollout.problems * job.config.rollout.samples
     own = math.ceil(completions / place.sampling)
     return min(own, answers_in_flight(job.config, job.lengths))
 
 
+def _sampled_bytes(job: Job, place: Placement) -> float:
+    """Weights of a model that samples, or of a part of one, in bfloat16."""
+    return 2.0 * parameter_count(part_of(job.shape, place.parts))
+
+
 def _cache_bytes(job: Job, place: Placement) -> float:
     row = job.lengths.longest_prompt + job.lengths.longest_answer
     rows = _rows(job, place)
-    keys = rows * row * cache_bytes_per_token(job.shape, bytes_per_number=2)
+    # vLLM takes all of its cache at once.
+    vllm = job.config.rollout.sampler == "vllm"
+    tokens = max(job.config.rollout.cache_tokens, row) if vllm else rows * row
+    keys = tokens * cache_bytes_per_token(part_of(job.shape, place.parts), bytes_per_number=2)
     return keys + 4 * 4 * rows * job.shape.vocabulary  # and the logits they are continued from
 
 
@@ -378,7 +404,8 @@ CURES = {
     "moments": "more learners",
     "gradients": "more learners",
     "gathered": "take a larger GPU",
-    "whole model": "take a larger GPU, or a smaller model: a sampler holds all of it",
+    "whole model": "cut it over GPUs (rollout.sampler = vllm, cluster.tensor_parallel = 2)",
+    "part of a model": "raise cluster.tensor_parallel",
     "activations": "lower update.microbatch_tokens, or set model.checkpoint_activations = true",
     "head": "lower update.microbatch_tokens",
     "reference": "more learners, or set kl.knowledge = 0 and kl.reasoning = 0",

@@ -72,6 +72,8 @@ class Processes:
     threads: int
     """Of torch, in each."""
     cores: int
+    by_turns: bool = False
+    """Whether samplers wait while learners learn, and learners while they sample."""
 
     @property
     def places(self) -> int:
@@ -85,9 +87,16 @@ class Processes:
 
 def processes_of(config: Config, cores: int) -> Processes:
     """Those of a recipe, with the threads that `archer.engine.cluster.session` gives them."""
-    learners, samplers = config.cluster.learners, config.cluster.samplers
-    threads = config.model.threads or max(1, cores // (learners + samplers))
-    return Processes(learners=learners, samplers=samplers, threads=threads, cores=cores)
+    cluster = config.cluster
+    learners, apart = cluster.learners, cluster.samplers * cluster.tensor_parallel
+    shared = not apart and not config.learners_sample
+    return Processes(
+        learners=learners,
+        samplers=learners if shared else apart,
+        threads=config.model.threads or max(1, cores // (learners + apart)),
+        cores=cores,
+        by_turns=shared,
+    )
 
 
 # ------------------------------------------------------------------ bytes
@@ -188,7 +197,7 @@ def _share(job: Job, places: int, *, of: int) -> Job:
 
 def process_times(job: Job, speed: Speed, processes: Processes) -> Times:
     """Seconds of a training step by part, with the speed of one process that has the machine."""
-    overlap = bool(job.config.rollout.ahead and processes.samplers)
+    overlap = bool(job.config.rollout.ahead and processes.samplers and not processes.by_turns)
     everyone = processes.learners + processes.samplers
     learners = everyone if overlap else processes.learners
     samplers = everyone if overlap else processes.places

@@ -21,7 +21,8 @@ from archer.config import Config, config_from
 from archer.data.problems import write_problems
 from archer.data.sources import load_source
 from archer.engine.base import Request, Sample, Sampling
-from archer.engine.local import LocalEngine
+from archer.engine.cluster.engine import ClusterEngine
+from archer.engine.local import LocalEngine, stored_weights
 from archer.engine.sampler import Sampler
 from archer.engine.vllm import VllmSampler
 from archer.evaluate_model import evaluate_model
@@ -32,7 +33,7 @@ from archer.model.load import load_model, load_tokenizer, stop_token_ids
 from archer.model.prompts import Renderer
 from archer.model.tiny import Kind, tiny_model, tiny_tokenizer
 from archer.scores import different_settings, read_evaluation
-from archer.setup import open_local_engine
+from archer.setup import open_engine, open_local_engine
 from archer.terminal import Terminal
 from tests.drive import Drive, gone, rollouts
 from tests.engine.test_engines import SAMPLING, a_batch
@@ -226,16 +227,16 @@ def test_an_evaluation_answers_as_without_vllm(tmp_path: Path, vllm: VllmSampler
 # ------------------------------------------------------------------ in training
 
 
-def written(folder: Path, kind: Kind, *, tied: bool) -> Path:
+def written(folder: Path, kind: Kind, *, tied: bool, heads: int = 2, kv_heads: int = 1) -> Path:
     """A tiny model in files, with heads as wide as vLLM's kernels want them."""
-    model = tiny_model(kind, tied=tied, heads=2, kv_heads=1, head_dim=32)
+    model = tiny_model(kind, tied=tied, heads=heads, kv_heads=kv_heads, head_dim=32)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def small(folder: Path) -> Config:
-    tree = {
+def small(folder: Path, cluster: dict[str, Any] | None = None) -> Config:
+    tree: dict[str, Any] = {
         "model": {"name": str(folder), "threads": 1},
         "data": {"train": [{"source": "arithmetic", "count": 4}], "max_prompt_tokens": 32},
         "rollout": {
@@ -250,6 +251,8 @@ def small(folder: Path) -> Config:
         "update": {"minibatch": 3, "learning_rate": 1e-3},
         "train": {"steps": 1},
     }
+    if cluster:
+        tree |= {"engine": "cluster", "cluster": cluster}
     return config_from(tree, where="test")
 
 
@@ -288,6 +291,65 @@ def test_vllm_samples_with_the_version_that_is_published(
         assert_near("  published", differences(engine, second))
         engine.load(tmp_path / "kept")
         assert_near("  gone back", differences(engine, first))
+
+
+LAYOUTS = {
+    "a model cut in two": {"learners": 1, "samplers": 1, "tensor_parallel": 2},
+    "beside each learner": {"learners": 2},
+    "cut over two learners": {"learners": 2, "tensor_parallel": 2},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samplers_of_a_cluster_have_the_weights_that_are_published(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same answers when one of their processes was lost, or an answer not waited for."""
+    folder = written(tmp_path / "model", "llama", tied=True, heads=4, kv_heads=2)
+    config = small(folder, cluster={**LAYOUTS[layout], "silent_seconds": 20, "wait_seconds": 300})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    said: list[str] = []
+    start = time.perf_counter()
+    engine = open_engine(config, said.append)
+    assert isinstance(engine, ClusterEngine)
+
+    def differences(what: str) -> None:
+        (tmp_path / what).mkdir()
+        engine.save(tmp_path / what)()
+        model = load_model(str(folder), dtype="float32").eval()
+        model.load_state_dict(stored_weights(tmp_path / what), strict=False)
+        samples = list(engine.generate(short_requests(), SAMPLING))
+        assert {s.completion.policy_version for s in samples} == {engine.policy_version}
+        assert_near(f"{layout}, {what}", apart(samples, model, SAMPLING.temperature))
+
+    def answers() -> dict[tuple[int, int], list[int]]:
+        found = by_place(engine.generate(short_requests(), SAMPLING))
+        return {place: sample.completion.token_ids.tolist() for place, sample in found.items()}
+
+    with closing(engine):
+        differences("as it began")
+        print(f"after {time.perf_counter() - start:.0f} s")
+        batch = a_batch(engine)
+        for _ in range(3):
+            engine.update(batch, lr=2e-2)
+        engine.publish()
+        differences("learned from")
+        expected = answers()
+        left = engine.generate(short_requests(), SAMPLING)
+        next(left)
+        del left
+        assert answers() == expected
+        names = list(engine.samplers.processes)
+        process = psutil.Process(engine.pulse.places[engine.samplers.processes[names[-1]]][1])
+        process.kill()
+        start = time.perf_counter()
+        while not any(f"{names[-1]} died (process {process.pid}" in line for line in said):
+            assert answers() == expected  # from the other sampler, where there is one
+            assert time.perf_counter() - start < 60, said
+        engine.update(batch, lr=2e-2)  # waits for the new one to give its memory back
+        assert answers() == expected
+        assert len(engine.samplers.ready()) == len(engine.samplers.first)
+        print(f"a process of a sampler replaced after {time.perf_counter() - start:.0f} s")
 
 
 RECIPE = """

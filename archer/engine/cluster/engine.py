@@ -2,9 +2,8 @@
 who do.
 
 Learners hold one model together. When one of them is lost the others cannot go on, so all of them
-are ended and `EngineLost` says why; the loop starts them again from its last checkpoint. A sampler
-holds nothing that is not published: when one is lost its requests go to another, and a new one is
-started in its place.
+are ended and `EngineLost` says why; the loop starts them again from its last checkpoint. Samplers
+are replaced one by one (`archer.engine.cluster.samplers`).
 
 How work is cut does not depend on who is alive: the requests of one call are dealt to as many
 units as the recipe has places that sample, and a unit is sampled as a whole, by whoever takes it.
@@ -32,18 +31,16 @@ from archer.config import Config
 from archer.engine.base import EngineLost, Generates, Request, Sample, Sampling
 from archer.engine.choices import choose_objective
 from archer.engine.cluster.balance import balanced
-from archer.engine.cluster.pulse import NEVER_READY, Pulse
+from archer.engine.cluster.pulse import Pulse
 from archer.engine.cluster.rank import LearnerRank
-from archer.engine.cluster.replica import Published, Replica
+from archer.engine.cluster.replica import Published
+from archer.engine.cluster.samplers import POLL_SECONDS, Samplers
 from archer.engine.cluster.session import Session, open_session
 from archer.engine.learner import needs_gradient
 from archer.engine.local import COUNTERS, LOOP, peak_bytes
 from archer.engine.vllm import sampled_dtype
 from archer.model.load import load_config
-from archer.model.shapes import shape_of, weight_bytes
-
-POLL_SECONDS = 0.5
-"""Between two looks at who is alive, while something is waited for."""
+from archer.model.shapes import part_of, shape_of, weight_bytes
 
 ANSWER_SECONDS = 5.0
 """Longest wait for what a process says of itself, which it says whatever it works on."""
@@ -57,19 +54,20 @@ class ClusterEngine:
         self.objective = choose_objective(config)
         name, revision = config.model.name, config.model.revision
         self.shape = shape_of(load_config(name, revision=revision))
+        part_of(self.shape, config.cluster.tensor_parallel)  # or a ValueError says why not
         self.pulse = Pulse(config.cluster.silent_seconds)
         number_bytes = 4 if sampled_dtype(config) == "float32" else 2
         weights = weight_bytes(self.shape, bytes_per_number=number_bytes)
-        self.session: Session = open_session(config, weights * bool(config.cluster.samplers), say)
+        fetched = 0 if config.learners_sample else weights
+        self.session: Session = open_session(config, fetched, say)
         self.learners: dict[str, Any] = {}
-        self.samplers: dict[str, Any] = {}
         self.published: dict[int, Published] = {}
         self.policy_version = 0
         self.watching = threading.Lock()
         self.closed = False
+        self.samplers = Samplers(config, self.session, self.pulse, say)
         try:
-            for number in range(self.session.samplers):
-                self._start_sampler(number)
+            self.samplers.start()
             self._start_learners()
         except BaseException:
             self.close()
@@ -93,7 +91,8 @@ class ClusterEngine:
         self, version: int, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[Sample]:
         """Deals the requests to units, and yields what any of them has finished."""
-        places = self.samplers or self.learners
+        places = self._sampling()
+        self.samplers.awake = True
         published = self.published[version]
         units = [
             _Unit(entries, name)
@@ -104,7 +103,7 @@ class ClusterEngine:
         deadline = time.monotonic() + self.config.cluster.wait_seconds
         try:
             while running := [unit for unit in units if not unit.done]:
-                if self.samplers:
+                if not self.config.learners_sample:
                     stranded = self._replace_lost(running) or self._not_started(running, deadline)
                     for place, unit in stranded:
                         if unit.stream is not None:
@@ -123,6 +122,10 @@ class ClusterEngine:
                 if unit.stream is not None and not unit.done:
                     ray.cancel(unit.stream)
 
+    def _sampling(self) -> dict[str, Any]:
+        """Those who are told what to sample."""
+        return self.learners if self.config.learners_sample else self.samplers.first
+
     def _submit(
         self, unit: _Unit, requests: Sequence[Request], sampling: Sampling, published: Published
     ) -> None:
@@ -130,7 +133,7 @@ class ClusterEngine:
             replace(requests[i], names=tuple(requests[i].names[j] for j in numbers))
             for i, numbers in unit.entries
         ]
-        unit.process = (self.samplers or self.learners)[unit.place]
+        unit.process = self._sampling()[unit.place]
         unit.stream = unit.process.generate.options(num_returns="streaming").remote(
             own, sampling, published
         )
@@ -146,7 +149,10 @@ class ClusterEngine:
             if isinstance(error.cause, ObjectLostError):
                 # Only a sampler fetches anything: with another one it would be no better.
                 raise EngineLost("the weights went with the learner that held them") from error
-            self._check({} if self.samplers else self.learners)
+            if self._lost_a_part(unit):
+                unit.stream = None
+                return
+            self._check(self.learners if self.config.learners_sample else {})
             raise error.cause from error
         except RayError:
             unit.stream = None  # what sampled is gone
@@ -162,23 +168,15 @@ class ClusterEngine:
         with self.watching:
             if self.closed:
                 raise EngineLost("the engine was closed while it sampled")
-            lost = self.pulse.lost(self.samplers)
-            for name, fault in lost.items():
-                if fault.startswith(NEVER_READY):
-                    raise EngineLost(f"{name} {fault}")  # another one would end like it
-                self.say(f"{name} {fault}: its requests go to another, and a new one is started")
-                ray.kill(self.samplers[name])
-                self.pulse.forget(self.samplers[name])
-                self._start_sampler(int(name.split()[1]))
+            lost = self.samplers.replace_lost()
+            places = dict(self.samplers.first)
         # Another call may have replaced a sampler that this one's requests went to.
         stranded = [
-            unit
-            for unit in units
-            if unit.stream is None or unit.process is not self.samplers[unit.place]
+            unit for unit in units if unit.stream is None or unit.process is not places[unit.place]
         ]
         found = []
         for number, unit in enumerate(stranded):
-            others = [n for n in self.samplers if n not in lost and n != unit.place]
+            others = [n for n in places if n not in lost and n != unit.place]
             found.append((others[number % len(others)] if others else unit.place, unit))
         return found
 
@@ -187,20 +185,20 @@ class ClusterEngine:
 
         Where its machine was lost, another one may never find a place.
         """
-        ready = [name for name, process in self.samplers.items() if self.pulse.is_ready(process)]
+        ready = self.samplers.ready()
         busy = {unit.place for unit in units}
         idle = [name for name in ready if name not in busy]
         waiting = [unit for unit in units if unit.place not in ready]
         if not ready and time.monotonic() > deadline:
             raise EngineLost(
                 f"waited {self.config.cluster.wait_seconds:g} s (cluster.wait_seconds) for "
-                f"{', '.join(self.samplers)} to start"
+                f"{', '.join(self.samplers.first)} to start"
             )
         return list(zip(idle, waiting, strict=False))
 
-    def _start_sampler(self, number: int) -> None:
-        place = self.session.learners + number
-        self.samplers[f"sampler {number}"] = self.session.start(Replica, place, self.config)
+    def _lost_a_part(self, unit: _Unit) -> bool:
+        with self.watching:
+            return self.samplers.lost_a_part(unit.place)
 
     # ------------------------------------------------------------------ learning
 
@@ -214,6 +212,7 @@ class ClusterEngine:
         return batch
 
     def _score(self, batch: TokenBatch, *, reference: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        self._make_room()
         shares = balanced(batch, range(len(batch.lengths)), len(self.learners), self.shape)
         found = self._parted("log-probs", "score", batch, shares, reference=reference)
         of_rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -230,12 +229,18 @@ class ClusterEngine:
         objective = self.objective
         if entropy_coefficient is not None:
             objective = replace(objective, entropy_coefficient=entropy_coefficient)
+        self._make_room()
         needed = torch.nonzero(needs_gradient(minibatch, objective)).flatten().tolist()
         shares = balanced(minibatch, needed, len(self.learners), self.shape)
         knobs = {"lr": lr, "entropy_coefficient": entropy_coefficient}
         found = self._parted("an optimizer step", "update", minibatch, shares, **knobs)
         tallies: Tallies = found[0]
         return tallies
+
+    def _make_room(self) -> None:
+        """Samplers in the learners' places take turns with them."""
+        with self.watching:
+            self.samplers.sleep()
 
     def publish(self) -> int:
         self._publish(self.policy_version + 1)
@@ -274,7 +279,7 @@ class ClusterEngine:
         """
         asked = {
             process.peak.options(concurrency_group="pulse").remote(): name
-            for name, process in (self.learners | self.samplers).items()
+            for name, process in (self.learners | self.samplers.processes).items()
         }
         found = {LOOP: peak_bytes()}
         for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)[0]:
@@ -283,7 +288,7 @@ class ClusterEngine:
         return found
 
     def _start_learners(self) -> None:
-        world = self.session.learners
+        world = self.session.numbers.learners
         for rank in range(world):
             self.learners[f"learner {rank}"] = self.session.start(
                 LearnerRank, rank, self.config, rank=rank, world=world
@@ -367,7 +372,7 @@ class ClusterEngine:
     def close(self) -> None:
         with self.watching:
             self.closed = True
-        for process in [*self.learners.values(), *self.samplers.values()]:
+        for process in [*self.learners.values(), *self.samplers.processes.values()]:
             ray.kill(process)
         self.session.close()
 

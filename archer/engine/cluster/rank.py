@@ -94,7 +94,7 @@ class LearnerRank:
         fsdp.shard(model, mesh, self.device, half=half)
         self.learner = learner_of(model, config, objective, self.everyone)
         self.replica = None
-        if not config.cluster.samplers:
+        if config.learners_sample:
             self.replica = Replica(config, threads=self.threads)
 
     def everyone(self, own: Any) -> list[Any]:

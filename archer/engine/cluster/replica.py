@@ -7,8 +7,9 @@ a replica that missed a version, or was started after it, fetches it before its 
 from __future__ import annotations
 
 import os
+import traceback
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from archer.config import Config
 from archer.engine.base import Request, Sample, Sampling
 from archer.engine.local import peak_bytes, resolve_device
 from archer.engine.sampler import Sampler
-from archer.engine.vllm import VllmSampler, open_vllm
+from archer.engine.vllm import Part, VllmSampler, open_vllm
 from archer.model.adapt import adapt
 from archer.model.load import load_model, load_tokenizer, stop_token_ids
 
@@ -44,27 +45,84 @@ class Published:
 
 
 class Replica:
-    """A whole model in this process, with the version of its weights."""
+    """A whole model in this process, or the first part of one, with the version of its weights."""
 
-    def __init__(self, config: Config, *, threads: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        threads: int,
+        part: Part | None = None,
+        others: Sequence[Any] = (),
+    ) -> None:
+        """part: of a model that is cut over processes; others: those, told by the first one."""
         torch.set_num_threads(threads)
+        self.others = others
         self.sampler: Sampler | VllmSampler
-        self.sampler = open_vllm(config) if config.rollout.sampler == "vllm" else _own(config)
+        if config.rollout.sampler == "vllm":
+            cuda = resolve_device(config.model.device).type == "cuda"
+            by_turns = not config.cluster.samplers
+            self.sampler = open_vllm(config, sleeps=by_turns and cuda, part=part)
+        else:
+            self.sampler = _own(config)
         self.version = -1
+        self.running: Generator[Sample, None, None] | None = None
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, published: Published
     ) -> Iterator[Sample]:
         """Samples with the weights of that version, fetched first where they are not here."""
+        self.leave()
+        self.fetch(published)
+        for other in self.others:
+            other.follow.remote(requests, sampling)
+        self.running = self.sampler.generate(requests, sampling, policy_version=published.version)
+        yield from self.running
+
+    def leave(self) -> None:
+        """Ends what is sampled for nobody any more, for all parts.
+
+        Ray forgets a call that was cancelled without closing it, and the others wait for a word.
+        """
+        if self.running is not None:
+            self.running.close()
+            self.running = None
+
+    def follow(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Takes part in what the first part samples.
+
+        Where this fails the others would wait for it, so its process ends, which is seen.
+        """
+        ended = False
+        try:
+            for _ in self.sampler.generate(requests, sampling, policy_version=self.version):
+                pass
+            ended = True
+        finally:
+            if not ended:
+                traceback.print_exc()
+                os._exit(1)
+
+    def fetch(self, published: Published) -> None:
+        """Takes the weights of a version, all parts of a model at once, where they are not here."""
         if self.version != published.version:
+            fetched = [other.fetch.remote(published) for other in self.others]
             self.take(_fetched(published), published.version)
-        yield from self.sampler.generate(requests, sampling, policy_version=published.version)
+            ray.get(fetched)
 
     def take(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes over all parameters; while that goes on, this replica has no version."""
         self.version = -1
         self.sampler.take(tensors)
         self.version = version
+
+    def sleep(self) -> None:
+        """Gives a GPU's memory back to the learner that is there too, weights and all."""
+        self.leave()
+        slept = [other.sleep.remote() for other in self.others]
+        if isinstance(self.sampler, VllmSampler) and self.sampler.sleep():
+            self.version = -1
+        ray.get(slept)
 
     def peak(self) -> int:
         """Most bytes that this process has held."""

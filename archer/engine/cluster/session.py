@@ -19,10 +19,14 @@ from typing import Any
 import psutil
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from archer.config import ClusterConfig, Config
+from archer.config import Config
 from archer.cores import num_cores
 from archer.engine.base import EngineLost
 from archer.engine.cluster.guard import start_guard
@@ -42,13 +46,56 @@ LEAST_STORE_BYTES = 2 << 30
 """Shared memory of a cluster that we start ourselves, at least; it is taken as it is used."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """How many processes of which kind a run has.
+
+    Example, two learners, and two samplers that have two GPUs each to themselves:
+        Numbers(learners=2, samplers=2, parts=2, shared=False)
+    """
+
+    learners: int
+    samplers: int
+    """Models that sample, 0 where learners do that themselves."""
+    parts: int
+    """Processes of each of them."""
+    shared: bool
+    """Whether they are in the learners' places, and take turns with them."""
+
+    @property
+    def bundles(self) -> list[int]:
+        """How many processes each place has room for: a sampler of its own is on one machine."""
+        return [1] * self.learners + [self.parts] * (0 if self.shared else self.samplers)
+
+    def place(self, sampler: int, part: int) -> int:
+        """The place of a part of a sampler."""
+        return sampler * self.parts + part if self.shared else self.learners + sampler
+
+
+def numbers_of(config: Config, learners: int, samplers: int) -> Numbers:
+    """Those of a recipe with so many learners, and samplers apart from them.
+
+    Example, vLLM by turns with four learners, models cut in two:
+        Numbers(learners=4, samplers=2, parts=2, shared=True)
+    """
+    parts = config.cluster.tensor_parallel
+    shared = not samplers and not config.learners_sample
+    return Numbers(
+        learners=learners,
+        samplers=learners // parts if shared else samplers,
+        parts=parts,
+        shared=shared,
+    )
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """A connection to a cluster, and places on it: learners first, then samplers."""
 
     places: Any
-    learners: int
-    samplers: int
+    order: list[int]
+    """The places' numbers in Ray, machine by machine where samplers are cut over the learners'."""
+    numbers: Numbers
     gpus: bool
     threads: int
     """Of torch, in each process."""
@@ -59,12 +106,13 @@ class Session:
 
     def start(self, kind: type, place: int, *arguments: Any, **options: Any) -> Any:
         """A process with an object of a class, at one of the places; it may still be starting."""
+        share = 0.5 if self.numbers.shared else 1.0
         actor = ray.remote(concurrency_groups=THREADS)(kind).options(
-            num_cpus=SLIVER,
-            num_gpus=1 if self.gpus else 0,
+            num_cpus=SLIVER * share,
+            num_gpus=share if self.gpus else 0,
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self.places, placement_group_bundle_index=place
+                self.places, placement_group_bundle_index=self.order[place]
             ),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
         )
@@ -93,16 +141,16 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
     try:
-        places, learners, samplers = _reserve(config.cluster, gpus, say)
+        places, numbers = _reserve(config, gpus, say)
     except BaseException:
         if owner:
             ray.shutdown()
         raise
-    share = -(-(learners + samplers) // len(nodes))
+    share = -(-sum(numbers.bundles) // len(nodes))
     return Session(
         places=places,
-        learners=learners,
-        samplers=samplers,
+        order=_by_machine(places) if numbers.shared else list(range(len(numbers.bundles))),
+        numbers=numbers,
         gpus=gpus,
         threads=config.model.threads or max(1, num_cores() // share),
         owner=owner,
@@ -110,63 +158,81 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
     )
 
 
-def _reserve(
-    cluster: ClusterConfig, gpus: bool, say: Callable[[str], None]
-) -> tuple[Any, int, int]:
-    """Places, and for how many learners and samplers they are."""
-    needs = {"CPU": SLIVER, "GPU": 1.0} if gpus else {"CPU": SLIVER}
-    # Together where the links between GPUs are fast, apart where cores are what is shared.
-    strategy = "PACK" if gpus else "SPREAD"
-    wanted = everyone = cluster.learners, cluster.samplers
-    places = placement_group([needs] * sum(wanted), strategy)
+def _by_machine(places: Any) -> list[int]:
+    """The numbers of the places in an order that keeps those of a machine together."""
+    nodes = placement_group_table(places)["bundles_to_node_id"]
+    return sorted(nodes, key=lambda number: (nodes[number], number))
+
+
+def _reserve(config: Config, gpus: bool, say: Callable[[str], None]) -> tuple[Any, Numbers]:
+    """Places, and for how many processes they are."""
+    cluster, scarce = config.cluster, "GPU" if gpus else "CPU"
+
+    def reserved(numbers: Numbers) -> Any:
+        each = {"CPU": SLIVER, "GPU": 1.0} if gpus else {"CPU": SLIVER}
+        needs = [{kind: n * of_one for kind, of_one in each.items()} for n in numbers.bundles]
+        # Together where the links between GPUs are fast, apart where cores are what is shared.
+        return placement_group(needs, "PACK" if gpus else "SPREAD")
+
+    everyone = numbers = numbers_of(config, cluster.learners, cluster.samplers)
+    places = reserved(numbers)
     start, look = time.monotonic(), min(ROUND_SECONDS, cluster.wait_seconds)
     try:
         found = places.wait(look)
         if not found:
-            say(f"{_no_room(cluster)} yet: waiting up to {cluster.wait_seconds:g} s for it")
+            say(f"{_no_room(everyone)} yet: waiting up to {cluster.wait_seconds:g} s for it")
         while not found:
             waited = time.monotonic() - start
             if waited >= cluster.wait_seconds:
                 raise ValueError(
-                    f"{_no_room(cluster)} after {cluster.wait_seconds:g} s: lower cluster.learners "
-                    "or cluster.samplers, or add machines"
+                    f"{_no_room(everyone)} after {cluster.wait_seconds:g} s: lower "
+                    "cluster.learners or cluster.samplers, or add machines"
                 )
             if waited >= cluster.silent_seconds:
-                scarce, need = list(needs.items())[-1]
-                fewer = fitting(cluster, int(ray.available_resources().get(scarce, 0) / need))
-                if fewer is not None and fewer != wanted:
+                room = ray.available_resources().get(scarce, 0) / (1.0 if gpus else SLIVER)
+                fewer = fitting(config, int(room))
+                if fewer is not None and fewer != numbers:
                     remove_placement_group(places)
-                    wanted, places = fewer, placement_group([needs] * sum(fewer), strategy)
+                    numbers, places = fewer, reserved(fewer)
             found = places.wait(look)
     except BaseException:
         remove_placement_group(places)
         raise
-    if wanted != everyone:
+    if numbers != everyone:
         say(
-            f"going on with {wanted[0]} of {everyone[0]} learners and {wanted[1]} of {everyone[1]} "
-            f"samplers (cluster.least_learners = {cluster.least_learners})"
+            f"going on with {numbers.learners} of {everyone.learners} learners and "
+            f"{numbers.samplers} of {everyone.samplers} samplers "
+            f"(cluster.least_learners = {cluster.least_learners})"
         )
-    return places, *wanted
+    return places, numbers
 
 
-def fitting(cluster: ClusterConfig, room: int) -> tuple[int, int] | None:
-    """Learners and samplers of a run that has room for so many processes, None for too few.
+def fitting(config: Config, room: int) -> Numbers | None:
+    """Those of a run that has room for so many processes, None for too few.
 
     Learners give way first, down to `cluster.least_learners`, then samplers, down to one: example,
     six learners of which two are enough, two samplers:
         room for 7: 5 and 2; for 3: 2 and 1; for 2: too few
     """
+    cluster, parts = config.cluster, config.cluster.tensor_parallel
     if not cluster.least_learners:
         return None
-    learners = max(cluster.least_learners, min(cluster.learners, room - cluster.samplers))
-    samplers = min(cluster.samplers, room - learners)
-    return (learners, samplers) if samplers >= min(1, cluster.samplers) else None
+    learners = min(cluster.learners, room - cluster.samplers * parts)
+    if not cluster.samplers:
+        learners -= learners % parts  # models that sample are cut over them
+    learners = max(cluster.least_learners, learners)
+    samplers = min(cluster.samplers, (room - learners) // parts)
+    if samplers < min(1, cluster.samplers) or room < learners:
+        return None
+    return numbers_of(config, learners, samplers)
 
 
-def _no_room(cluster: ClusterConfig) -> str:
+def _no_room(numbers: Numbers) -> str:
     has, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    parts = f" of {numbers.parts} processes" * (numbers.parts > 1)
+    where = " in the same places" * numbers.shared
     return (
-        f"no room for {cluster.learners} learners and {cluster.samplers} samplers on "
+        f"no room for {numbers.learners} learners and {numbers.samplers} samplers{parts}{where} on "
         f"{len(nodes)} machines with {has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs"
     )
 
