@@ -212,8 +212,7 @@ class Learner:
             self.optimizer.state.pop(master, None)  # before its first step a weight has no moments
             if own:
                 self.optimizer.state[master] = {
-                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                    for key, value in own.items()
+                    key: value.to(master.device, copy=True) for key, value in own.items()
                 }
         self.skipped_in_a_row = counters["skipped_in_a_row"]
 

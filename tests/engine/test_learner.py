@@ -251,6 +251,19 @@ def test_state_goes_out_and_in_to_the_last_bit() -> None:
         assert torch.equal(master, second.masters[name])
 
 
+def test_moments_come_back_to_where_the_weights_are() -> None:
+    """As the optimizer's own `load_state_dict` puts them: the fused AdamW wants its step there."""
+    objective, batch = an_objective("grpo")
+    first, model = a_learner(objective), tiny_model("llama", tied=True).to("meta")
+    model.tie_weights()
+    elsewhere = a_learner(objective, model=model)
+    first.update(batch, lr=1e-3)
+    elsewhere.load_state(*first.state())
+    _, moments, _ = elsewhere.state()
+    assert moments.keys() == first.state()[1].keys()
+    assert {moment.device.type for moment in moments.values()} == {"meta"}
+
+
 def test_bfloat16_weights_follow_float32_masters() -> None:
     objective, batch = an_objective("grpo")
     learner = a_learner(objective, model=tiny_model("llama", tied=True).to(torch.bfloat16))
