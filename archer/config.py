@@ -303,6 +303,9 @@ class ClusterConfig(Section):
     """Models that sample apart from the learners; 0: on the learners' places, taking turns."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs, or processes, that vLLM cuts each model that samples over."""
+    offload: bool = False
+    """Masters, moments, gradients and the reference lie in the CPU's memory, where the optimizer
+    steps, too; GPUs hold what they compute with. Without GPUs it changes nothing."""
     least_learners: int = Field(default=0, ge=0)
     """Where machines are lost the run goes on with so few, and one sampler; 0: with all or not."""
     restarts: int = Field(default=3, ge=0)

@@ -204,6 +204,15 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(
     alike(run, local)
 
 
+def test_a_run_of_one_process_goes_on_with_its_optimizer_in_the_cpus_memory(
+    local: Path, tmp_path: Path
+) -> None:
+    trained(tmp_path, "run", "train.steps=2")
+    run = trained(tmp_path, "run", *RANKS["two ranks"], "cluster.offload=true")
+    assert furthest_apart(run, local) <= 1e-6
+    alike(run, local)
+
+
 def test_a_checkpoint_of_a_cluster_is_exported_and_goes_on_in_one_process(
     local: Path, tmp_path: Path
 ) -> None:

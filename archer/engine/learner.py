@@ -145,11 +145,11 @@ class Learner:
 
     def _backward_nothing(self) -> None:
         """A pass whose gradient is zero: its collectives are those of the ranks that have more."""
-        logp, _ = log_probs(self.model, nothing(_device(self.model)), self.temperature)
+        logp, _ = log_probs(self.model, nothing(compute_device(self.model)), self.temperature)
         torch.autograd.backward([logp], [torch.zeros_like(logp)])
 
     def _backward(self, part: TokenBatch, objective: Objective) -> Tallies:
-        part = part.to(_device(self.model))
+        part = part.to(compute_device(self.model))
         logp, entropy = self.log_probs(part)
         found = token_gradients(objective, logp.detach(), entropy.detach(), part)
         if found.d_entropy is None:
@@ -254,7 +254,7 @@ def score(
 
     On ranks: this one's part of the batch, None where it has none.
     """
-    device = _device(model)
+    device = compute_device(model)
     cut = [] if batch is None else microbatches(batch, max_tokens=microbatch_tokens)
     for _ in range(max(everyone(len(cut))) - len(cut)):
         log_probs(model, nothing(device), temperature)
@@ -276,9 +276,14 @@ def _checkpoint_activations(model: Any) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
+def compute_device(model: Any) -> torch.device:
+    """Where a model's passes are made: where its weights are, or where shards of them are gathered.
+
+    Shards themselves may lie in the CPU's memory.
+    """
+    weight = next(model.parameters())
+    mesh = getattr(weight, "device_mesh", None)
+    return torch.device(weight.device if mesh is None else mesh.device_type)
 
 
 def nothing(device: torch.device) -> TokenBatch:

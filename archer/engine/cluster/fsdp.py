@@ -25,15 +25,21 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read
 from torch.distributed.checkpoint.state_dict_saver import async_save as write_aside
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from archer.engine.learner import Learner
+from archer.engine.learner import Learner, compute_device
 from archer.engine.local import MOMENTS, WEIGHTS
 from archer.model.sharded import METADATA
 
 
-def shard(model: Any, mesh: DeviceMesh, device: torch.device, *, half: bool) -> None:
+def shard(model: Any, mesh: DeviceMesh, device: torch.device, *, half: bool, offload: bool) -> None:
     """Shards an adapted Hugging Face model in place, on a device.
 
     Rank 0 has its weights, in memory of the CPU; the others have it on the meta device and are sent
@@ -42,15 +48,21 @@ def shard(model: Any, mesh: DeviceMesh, device: torch.device, *, half: bool) -> 
 
     half: forward and backward passes in bfloat16. The parameters stay float32, so they are their
     own masters, and gradients are summed over ranks and micro-batches in float32.
+
+    offload: shards and their gradients lie in the CPU's memory, pinned where there is a GPU to copy
+    from and to it. A layer is sent and cut on the device all the same; its shard then leaves.
     """
     policy = MixedPrecisionPolicy()
     if half:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     for layer in model.model.layers:
         _spread(layer, device)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=where)
     _spread(model, device)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(
+        model, mesh=mesh, mp_policy=policy, offload_policy=where, reshard_after_forward=False
+    )
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -81,10 +93,15 @@ def _spread(module: Any, device: torch.device) -> None:
 
 
 def whole_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole value of each parameter, one at a time; all ranks go through it together."""
+    """Name and whole value of each parameter, one at a time; all ranks go through it together.
+
+    Where shards lie in the CPU's memory they are gathered on the GPUs, whose links are faster.
+    """
+    device = compute_device(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            part = parameter.to(device)
+            whole = part.full_tensor() if isinstance(part, DTensor) else part
             yield name, whole.detach().to(dtype)
 
 
@@ -142,10 +159,11 @@ def _read_whole(
         for name in file.keys():  # noqa: SIM118 - it is no dict
             tensor, like = file.get_tensor(name), _like(learner, name, of_moments=of_moments)
             if like is not None and like.shape == tensor.shape:
-                # Every rank reads the same file: nothing is sent.
+                # Every rank reads the same file: nothing is sent. Cut on the mesh's device, a shard
+                # goes back at once to where it is kept.
                 tensor = distribute_tensor(
-                    tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-                )
+                    tensor, like.device_mesh, like.placements, src_data_rank=None
+                ).to(like.device)
             yield name, tensor
 
 

@@ -66,7 +66,7 @@ class LearnerRank:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         cuda = self.device.type == "cuda"
         dist.init_process_group(
-            "nccl" if cuda else "gloo",
+            backend(self.device.type, offload=config.cluster.offload),
             store=self.store,
             rank=self.rank,
             world_size=self.world,
@@ -83,6 +83,7 @@ class LearnerRank:
             if self.rank
             else load_model(name, revision=revision, dtype="float32")
         )
+        offload = config.cluster.offload
         half = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
         self.sampled_dtype = torch.bfloat16 if half else torch.float32
         adapt(model)
@@ -90,8 +91,8 @@ class LearnerRank:
         self.reference: Any = None
         if objective.uses_reference:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
-            fsdp.shard(self.reference, mesh, self.device, half=half)
-        fsdp.shard(model, mesh, self.device, half=half)
+            fsdp.shard(self.reference, mesh, self.device, half=half, offload=offload)
+        fsdp.shard(model, mesh, self.device, half=half, offload=offload)
         self.learner = learner_of(model, config, objective, self.everyone)
         self.replica = None
         if config.learners_sample:
@@ -170,6 +171,13 @@ class LearnerRank:
     def ping(self) -> tuple[str, int]:
         """Says where it is, whatever it works on."""
         return here()
+
+
+def backend(device: str, *, offload: bool) -> str:
+    """What carries messages between ranks; of shards in the CPU's memory, too, for their norm."""
+    if device != "cuda":
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if offload else "nccl"
 
 
 def _interface(address: str) -> str | None:
