@@ -15,6 +15,7 @@ from archer.config import Config, config_from
 from archer.plan.cluster import (
     DECODING,
     GPUS,
+    HOST_REACHED,
     REACHED,
     UTILISATION,
     Placement,
@@ -23,6 +24,7 @@ from archer.plan.cluster import (
     gpu_job,
     handing_seconds,
     learner_load,
+    offloaded_bytes,
     reading_bytes,
     ring_seconds,
     sampler_load,
@@ -64,8 +66,10 @@ def a_config(**rollout: Any) -> Config:
     return config_from(tree, where="test")
 
 
-def a_job(**rollout: Any) -> Job:
-    return gpu_job(a_config(**rollout), TOY, LENGTHS)
+def a_job(*, offload: bool = False, **rollout: Any) -> Job:
+    config = a_config(**rollout)
+    cluster = config.cluster.model_copy(update={"offload": offload})
+    return gpu_job(config.model_copy(update={"cluster": cluster}), TOY, LENGTHS)
 
 
 def test_a_learners_memory_by_hand() -> None:
@@ -125,6 +129,22 @@ def test_vllm_takes_all_of_its_cache_at_once_and_sleeps_while_others_learn() -> 
     assert parts["sampler"] == FRAMEWORK_BYTES["cuda"]  # a process beside the learner
     learning = parts["gradients"] + parts["activations"] + parts["head"]
     assert parts["cache"] == max(0.0, cache + 2 * 2850 - learning)
+
+
+def test_what_is_offloaded_leaves_the_gpu_for_the_machines_memory_by_hand() -> None:
+    """Of 20 bytes a parameter those on their way stay, 4 of the root and of a layer."""
+    place = Placement(gpu="h100", learners=2, samplers=2)
+    parts = learner_load(a_job(), place).parts
+    kept = learner_load(a_job(offload=True), place).parts
+    assert parts.keys() - kept.keys() == {"weights", "moments", "gradients", "reference"}
+    assert kept.pop("passing") == 4 * (1000 + 925) / 2
+    assert kept == {name: parts[name] for name in kept}
+    # Of 12 of them, weights, gradients and reference, twice as much may be taken: it is pinned.
+    assert offloaded_bytes(a_job(offload=True), place) == (20 * 2850, 32 * 2850)
+    # Eight learners on each of two machines have half of it in each.
+    many = Placement(gpu="h100", learners=16, samplers=0)
+    assert offloaded_bytes(a_job(offload=True), many) == (20 * 2850 / 2, 32 * 2850 / 2)
+    assert offloaded_bytes(a_job(), place) == (0, 0)
 
 
 def test_what_reading_the_model_takes_by_hand() -> None:
@@ -219,6 +239,33 @@ def test_a_model_that_is_cut_samples_in_its_parts_time_by_hand() -> None:
     assert sampling_seconds(a_job(ahead=1), place) == pytest.approx(expected)
 
 
+def test_seconds_of_what_is_offloaded_by_hand() -> None:
+    """A shard of 2,850 / 2 numbers in float32 goes to the GPU twice a pass, its gradient back."""
+    place = Placement(gpu="h100", learners=2, samplers=2)
+    copy = 4 * 2850 / 2 / (64e9 * REACHED)
+    forward, backward = gathered_seconds(TOY, 2, "h100")
+    # Two optimizer steps on two groups, 90 tokens a rank; a micro-batch has 100, so one pass each.
+    # Clipping and AdamW move 40 bytes a parameter, all of them on one machine, 614 GB/s shared.
+    stepping = 40 * 2850 / (614e9 * HOST_REACHED)
+    beside = UPDATE_SECONDS + 2 * TELL_SECONDS + DEALING_SECONDS * 8 * 2 + CALL_SECONDS * 2
+    times = step_times(a_job(offload=True), place)
+    assert times.update == pytest.approx(2 * (forward + backward + 3 * copy + stepping + beside))
+    # Old and reference log-probs: two passes each, for which a shard is copied once.
+    beside = SCORE_SECONDS + TELL_SECONDS + DEALING_SECONDS * 16 * 2 + CALL_SECONDS * 2
+    assert times.score == pytest.approx(2 * (2 * (forward + copy) + beside))
+    here = handing_seconds(a_job(), place)
+    assert handing_seconds(a_job(offload=True), place) == pytest.approx(here + copy)
+    # Alone, a rank has 180 tokens: the second pass adds its gradients, 12 bytes a parameter.
+    alone = Placement(gpu="h100", learners=1, samplers=1)
+    flops = 2 * (90 * (3600 + 80 * 20) + 80 * 2000)
+    computing, copying = 4 * flops / (989e12 * UTILISATION), 2 * 3 * 2 * copy
+    assert copying > computing
+    stepping = (40 + 12) * 2850 / (614e9 * HOST_REACHED)
+    beside = UPDATE_SECONDS + DEALING_SECONDS * 8 + CALL_SECONDS
+    update = 2 * (copying + stepping + beside)
+    assert step_times(a_job(offload=True), alone).update == pytest.approx(update)
+
+
 def test_gathering_counts_where_it_takes_longer_than_computing() -> None:
     """On 16 ranks a step of 8 answers is a pass each, whose messages outlast its operations."""
     place = Placement(gpu="h100", learners=16, samplers=0)
@@ -277,6 +324,24 @@ def test_what_does_not_fit_is_refused_with_the_numbers(capsys: pytest.CaptureFix
     assert "GB are needed on one GPU and 73.6 of 80 GB can be used" in said
     assert "lower update.microbatch_tokens" in said
     assert len(said.splitlines()) == 1
+
+
+def test_what_no_longer_fits_one_gpu_does_when_it_is_offloaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """7.6 billion parameters: 8 bytes each for moments, and 20 in the memory of the machine."""
+    recipe = str(ROOT / "recipes/archer2_math_1.5b.toml")
+    model = "model.name=deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    plan = ["plan", recipe, "--gpus", "1", model, "rollout.cache_tokens=262144"]
+    assert main(plan) == 2
+    refused = capsys.readouterr().err
+    assert "60.9 GB, is for moments: more learners, or set cluster.offload = true" in refused
+    assert main([*plan, "cluster.offload=true"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "152 GB of the memory of the machine: masters, moments, gradients and reference of 1 "
+        "learner; 244 GB at most" in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from archer.engine.local import resolve_device
 from archer.model.shapes import ModelShape, parameter_count, part_of
 from archer.plan.cluster import (
     GPUS,
+    PER_MACHINE,
     Load,
     Placement,
     Times,
     gpu_job,
     learner_load,
+    offloaded_bytes,
     reading_bytes,
     sampler_load,
     step_times,
@@ -501,6 +503,7 @@ def _gpu_lines(job: Job, place: Placement) -> Lines:
             "loading",
             f"{_size(reading_bytes(job))} of the memory of the machine with the first learner",
         ),
+        *_offloaded(job, place),
         *_cluster_time_lines(job, times, most),
         ("taken for known", "a written cost model (docs/scale.md), not measured on such GPUs"),
     ]
@@ -509,6 +512,25 @@ def _gpu_lines(job: Job, place: Placement) -> Lines:
             ("too many", f"an optimizer step has {sequences:,} answers, so other learners idle")
         )
     return lines
+
+
+def _offloaded(job: Job, place: Placement) -> Lines:
+    kept, most = offloaded_bytes(job, place)
+    if not kept:
+        return []
+    learners = min(place.learners, PER_MACHINE)
+    what = "masters, moments, gradients and reference"
+    if not job.config.kl.used:
+        what = "masters, moments and gradients"
+    machine = "the machine" if place.machines == 1 else "a machine"
+    return [
+        (
+            "offloaded",
+            f"{_size(kept)} of the memory of {machine}: {what} of {learners} "
+            f"{_plural('learner', learners)}; {_size(most)} at most, as pinned memory is given out "
+            "in powers of two",
+        )
+    ]
 
 
 # ------------------------------------------------------------------ as text

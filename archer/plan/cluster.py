@@ -66,19 +66,48 @@ class Gpu:
     """Bytes a second to another GPU of the same machine, one way."""
     network: float
     """Bytes a second to a GPU of another machine: 400 Gbit/s a GPU, half of that for an A100."""
+    pcie: float
+    """Bytes a second to the memory of its machine, one way: 16 lanes of generation 5, or 4."""
+    host: float
+    """Bytes a second of that memory, for all CPUs: 16 channels of DDR5-4800, as in a DGX H100 or
+    H200, or of DDR4-3200, as in a DGX A100."""
 
 
 GPUS = {
-    "a100": Gpu(memory=80e9, flops=312e12, bandwidth=2.0e12, link=300e9, network=25e9),
-    "h100": Gpu(memory=80e9, flops=989e12, bandwidth=3.35e12, link=450e9, network=50e9),
-    "h200": Gpu(memory=141e9, flops=989e12, bandwidth=4.8e12, link=450e9, network=50e9),
+    "a100": Gpu(
+        memory=80e9,
+        flops=312e12,
+        bandwidth=2.0e12,
+        link=300e9,
+        network=25e9,
+        pcie=32e9,
+        host=410e9,
+    ),
+    "h100": Gpu(
+        memory=80e9,
+        flops=989e12,
+        bandwidth=3.35e12,
+        link=450e9,
+        network=50e9,
+        pcie=64e9,
+        host=614e9,
+    ),
+    "h200": Gpu(
+        memory=141e9,
+        flops=989e12,
+        bandwidth=4.8e12,
+        link=450e9,
+        network=50e9,
+        pcie=64e9,
+        host=614e9,
+    ),
 }
 
 PER_MACHINE = 8
 
 REACHED = 0.8
 """Share of a link that a ring reaches: 350 to 360 of 450 GB/s gathering and reducing between H100
-(NVIDIA/nccl, issue 1281), 235 of 300 GB/s between A100. Taken for the network as well."""
+(NVIDIA/nccl, issue 1281), 235 of 300 GB/s between A100. Taken for the network and PCIe as well."""
 
 RING_SECONDS = (8.4e-6, 3.4e-6, 14e-6)
 """Start of a ring, a hop to a GPU of the same machine, and one to another machine: the numbers that
@@ -89,6 +118,12 @@ UTILISATION = 0.35
 
 DECODING = 0.5
 """Share of its bandwidth that a GPU reaches while it decodes."""
+
+HOST_REACHED = 0.5
+"""Share of its memory's bandwidth that a machine's CPUs reach in clipping and AdamW: taken."""
+
+ADDING_BYTES = 12
+"""Traffic per parameter where a micro-batch's gradient is added to that of those before it."""
 
 SPARE = 0.92
 """Share of a GPU's memory that may be planned with; the rest is lost between allocations."""
@@ -168,30 +203,48 @@ def gpu_job(config: Config, shape: ModelShape, lengths: Lengths) -> Job:
 def learner_load(job: Job, place: Placement) -> Load:
     """A learner's GPU: its shard, what it gathers, and the largest micro-batch."""
     config, shape = job.config, job.shape
-    parameters, ranks = parameter_count(shape), place.learners
+    ranks = place.learners
     micro = largest_microbatch(config, job.lengths)
     root, layer = root_and_layer(shape)
+    # Of what is offloaded the root and a layer are on their way.
+    passing = {"passing": 4 * (root + layer) / ranks}
     parts = {
         "libraries": FRAMEWORK_BYTES["cuda"] + 1e9 * (ranks > 1),  # NCCL's buffers
-        "weights": 4 * parameters / ranks,
-        "moments": 8 * parameters / ranks,
-        "gradients": 4 * parameters / ranks,
+        **(passing if config.cluster.offload else _shard_bytes(job, place)),
         # The root's whole weights and their gradient; two layers' weights and one's gradient.
         "gathered": 2 * root + 4 * root + (2 * 2 + 4) * layer,
         "activations": activation_bytes(job, micro),
         "head": _head_bytes(shape, micro.scored),
     }
-    if config.kl.used:
-        parts["reference"] = 4 * parameters / ranks
     if place.by_turns:
         # The cache is given back before learning begins, and learning's memory before sampling.
         # So are vLLM's weights, but it is a process of its own.
         sampled, vllm = _sampled_bytes(job, place), config.rollout.sampler == "vllm"
         parts["sampler"] = FRAMEWORK_BYTES["cuda"] if vllm else sampled
-        learning = parts["gradients"] + parts["activations"] + parts["head"]
+        learning = parts.get("gradients", 0.0) + parts["activations"] + parts["head"]
         taken = _cache_bytes(job, place) + sampled * vllm
         parts["cache"] = max(0.0, taken - learning)
     return Load(parts=parts)
+
+
+def _shard_bytes(job: Job, place: Placement) -> dict[str, float]:
+    """What a learner keeps from step to step, on its GPU or, offloaded, in its machine's memory."""
+    shard = parameter_count(job.shape) / place.learners
+    parts = {"weights": 4 * shard, "moments": 8 * shard, "gradients": 4 * shard}
+    return {**parts, "reference": 4 * shard} if job.config.kl.used else parts
+
+
+def offloaded_bytes(job: Job, place: Placement) -> tuple[float, float]:
+    """Of one machine's memory, and at most: all but the moments is pinned, in powers of two.
+
+    From torch: `CPUOffloadPolicy` pins weights, gradients come by a copy that does not block, and
+    ATen/core/CachingHostAllocator.h rounds up what it pins.
+    """
+    if not job.config.cluster.offload:
+        return 0.0, 0.0
+    parts, learners = _shard_bytes(job, place), min(place.learners, PER_MACHINE)
+    kept = learners * sum(parts.values())
+    return kept, 2 * kept - learners * parts["moments"]
 
 
 def reading_bytes(job: Job) -> float:
@@ -249,6 +302,13 @@ def gathered_seconds(shape: ModelShape, ranks: int, gpu: str) -> tuple[float, fl
     )
 
 
+def copied_seconds(job: Job, place: Placement) -> float:
+    """A learner's weights, or their gradients, between its GPU and its machine's memory."""
+    if not job.config.cluster.offload:
+        return 0.0
+    return 4 * parameter_count(job.shape) / place.learners / (GPUS[place.gpu].pcie * REACHED)
+
+
 def handing_seconds(job: Job, place: Placement) -> float:
     """New weights, from the ranks to those who sample.
 
@@ -261,6 +321,7 @@ def handing_seconds(job: Job, place: Placement) -> float:
     shape, ranks = job.shape, place.learners
     tensors, version = tensor_count(shape), 2 * parameter_count(shape)
     seconds = tensors * ring_seconds(2 * version / tensors, ranks, place.gpu)
+    seconds += copied_seconds(job, place)
     if place.by_turns and job.config.rollout.sampler != "vllm":
         return seconds
     machines = math.ceil((place.samplers * place.parts or place.learners) / PER_MACHINE)
@@ -290,7 +351,8 @@ def _score_seconds(job: Job, place: Placement) -> float:
     tokens, flops = busiest(job, groups, ranks)
     passes = math.ceil(tokens / job.config.update.microbatch_tokens)
     computing = flops / (GPUS[place.gpu].flops * UTILISATION)
-    moving = passes * gathered_seconds(job.shape, ranks, place.gpu)[0]
+    forward, _ = gathered_seconds(job.shape, ranks, place.gpu)
+    moving = passes * (forward + copied_seconds(job, place))
     beside = SCORE_SECONDS + told_seconds(ranks)
     beside += dealing_seconds(groups * job.config.rollout.samples, ranks)
     return max(computing, moving) + beside
@@ -304,11 +366,25 @@ def _update_seconds(job: Job, place: Placement) -> float:
     tokens, flops = busiest(job, groups / steps, ranks)
     passes = math.ceil(tokens / config.update.microbatch_tokens)
     computing = body_passes(config) * flops / (gpu.flops * UTILISATION)
-    moving = passes * sum(gathered_seconds(job.shape, ranks, place.gpu))
-    stepping = OPTIMIZER_BYTES * parameter_count(job.shape) / ranks / gpu.bandwidth
+    # Weights are copied for the forward and for the backward pass, gradients once.
+    copying = 3 * copied_seconds(job, place)
+    moving = passes * (sum(gathered_seconds(job.shape, ranks, place.gpu)) + copying)
+    stepping = _stepping_seconds(job, place, passes)
     beside = UPDATE_SECONDS + 2 * told_seconds(ranks)
     beside += dealing_seconds(groups / steps * config.rollout.samples, ranks)
     return steps * (max(computing, moving) + stepping + beside)
+
+
+def _stepping_seconds(job: Job, place: Placement, passes: int) -> float:
+    """Clipping and AdamW on the GPU; or on the CPUs, where micro-batches' gradients are added too.
+
+    A machine's CPUs share its memory's bandwidth.
+    """
+    gpu, shard = GPUS[place.gpu], parameter_count(job.shape) / place.learners
+    if not job.config.cluster.offload:
+        return OPTIMIZER_BYTES * shard / gpu.bandwidth
+    traffic = (OPTIMIZER_BYTES + ADDING_BYTES * (passes - 1)) * shard
+    return traffic * min(place.learners, PER_MACHINE) / (gpu.host * HOST_REACHED)
 
 
 def busiest(job: Job, groups: float, ranks: int) -> tuple[float, float]:
@@ -400,15 +476,17 @@ def too_large(load: Load, gpu: str) -> str:
 
 CURES = {
     "libraries": "take a larger GPU",
-    "weights": "more learners",
-    "moments": "more learners",
-    "gradients": "more learners",
+    "weights": "more learners, or set cluster.offload = true",
+    "moments": "more learners, or set cluster.offload = true",
+    "gradients": "more learners, or set cluster.offload = true",
+    "passing": "more learners",
     "gathered": "take a larger GPU",
     "whole model": "cut it over GPUs (rollout.sampler = vllm, cluster.tensor_parallel = 2)",
     "part of a model": "raise cluster.tensor_parallel",
     "activations": "lower update.microbatch_tokens, or set model.checkpoint_activations = true",
     "head": "lower update.microbatch_tokens",
-    "reference": "more learners, or set kl.knowledge = 0 and kl.reasoning = 0",
+    "reference": "more learners, or set cluster.offload = true, or kl.knowledge = 0 and "
+    "kl.reasoning = 0",
     "sampler": "give the samplers GPUs of their own (cluster.samplers)",
     "cache": "lower rollout.cache_tokens",
 }
