@@ -385,7 +385,7 @@ every = 3
 CLUSTER = """
 [cluster]
 learners = 1
-samplers = 2
+samplers = 2  # apart
 silent_seconds = 20.0
 wait_seconds = 300.0
 """
@@ -399,8 +399,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drive(prepared: Path, name: str, *, cluster: bool) -> Drive:
-    """`archer train` in a folder of its own."""
+def drive(prepared: Path, name: str, *, cluster: bool, ahead: int = 1) -> Drive:
+    """`archer train` in a folder of its own, with two samplers or in one process.
+
+    ahead: steps, with samplers apart from the learner; 0: a sampler takes turns with it.
+    """
     folder = prepared / name
     folder.mkdir()
     (folder / "model").symlink_to(prepared / "model")
@@ -410,9 +413,11 @@ def drive(prepared: Path, name: str, *, cluster: bool) -> Drive:
         for i in range(9)
     ]
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    engine = 'engine = "cluster"\n' if cluster else ""
-    ahead = RECIPE.replace("samples = 6", "samples = 6\nahead = 1") if cluster else RECIPE
-    (folder / "recipe.toml").write_text(engine + ahead + CLUSTER if cluster else ahead)
+    recipe = RECIPE.replace("samples = 6", f"samples = 6\nahead = {ahead}")
+    if cluster:
+        apart = CLUSTER if ahead else CLUSTER.replace("samplers = 2", "samplers = 0")
+        recipe = f'engine = "cluster"\n{recipe}{apart}'
+    (folder / "recipe.toml").write_text(recipe)
     return Drive(folder)
 
 
@@ -436,14 +441,14 @@ def unbroken(prepared: Path) -> Path:
     return ended(drive(prepared, "unbroken", cluster=True))
 
 
-@pytest.mark.parametrize("engine", ["local", "cluster"])
+@pytest.mark.parametrize("engine", ["local", "by turns", "cluster"])
 def test_a_short_run_learns_from_what_vllm_samples(
     prepared: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:
     run = (
-        ended(drive(prepared, "local", cluster=False))
-        if engine == "local"
-        else request.getfixturevalue("unbroken")
+        request.getfixturevalue("unbroken")
+        if engine == "cluster"
+        else ended(drive(prepared, engine, cluster=engine == "by turns", ahead=0))
     )
     steps = rows_of(run)[1:]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
@@ -452,7 +457,7 @@ def test_a_short_run_learns_from_what_vllm_samples(
     print(f"{max(row['kl/sampler'] for row in steps):.1e} at most")
     for row in steps:
         # One step ahead, the weights that sampled are not those that learn.
-        assert 0 <= row["kl/sampler"] < (1e-8 if engine == "local" else 0.1)
+        assert 0 <= row["kl/sampler"] < (0.1 if engine == "cluster" else 1e-8)
         assert row["updates"] == 2 and row["updates/skipped"] == 0
         assert row["entropy"] > 0
     result = read_evaluation(run / "eval/step-000006.json")

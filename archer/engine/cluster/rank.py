@@ -136,6 +136,8 @@ class LearnerRank:
             if size >= BUCKET_BYTES:
                 buckets.append(put(bucket))
                 bucket, size = [], 0
+        if self.device.type == "cuda" and not self.config.cluster.samplers:
+            torch.cuda.empty_cache()  # who samples next shares this GPU
         if self.rank:
             return None
         buckets.append(put(bucket))
