@@ -56,17 +56,26 @@ CASES = (
     ),
     Case(
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
-        "h200",
-        ("rollout.cache_tokens=174080", "rollout.ahead=1", 'mismatch.kind="tis"'),
+        "h100",
+        (
+            "rollout.cache_tokens=786432",
+            "rollout.ahead=1",
+            "rollout.sampler=vllm",
+            "mismatch.kind=tis",
+            "engine=cluster",
+            "cluster.samplers=1",  # its number is that of the GPUs
+            "cluster.tensor_parallel=4",
+        ),
         apart=True,
     ),
 )
 
 
-def place_of(case: Case, gpus: int) -> Placement:
+def place_of(config: Config, case: Case, gpus: int) -> Placement:
     """Who is where on so many GPUs."""
-    samplers = gpus // 2 if case.apart else 0
-    return Placement(gpu=case.gpu, learners=gpus - samplers, samplers=samplers)
+    parts, sampling = config.cluster.tensor_parallel, gpus // 2 if case.apart else 0
+    learners, samplers = gpus - sampling, sampling // parts
+    return Placement(gpu=case.gpu, learners=learners, samplers=samplers, parts=parts)
 
 
 def job_for(config: Config, case: Case, grown: int) -> Job:
@@ -91,7 +100,7 @@ def loop_seconds(job: Job, place: Placement) -> float:
 
 def row(job: Job, case: Case, gpus: int, first: float) -> tuple[list[str], float]:
     """Cells of a number of GPUs, and answers a second and GPU (`first`: those of the fewest)."""
-    place = place_of(case, gpus)
+    place = place_of(job.config, case, gpus)
     times, load = step_times(job, place), learner_load(job, place)
     answers = job.config.rollout.problems * job.config.rollout.samples
     rate = answers / times.step / gpus
@@ -150,13 +159,19 @@ def projected(config: Config, case: Case, counts: Sequence[int], *, grows: bool)
 
 
 def refusals(config: Config, case: Case) -> list[str]:
-    """What fits no GPU of a kind however many there are, with room for one answer in flight."""
+    """Samplers that fit no GPU of a kind however many there are: as the case has them, and whole,
+    with room for one answer in flight."""
     one = config.model_copy(
         update={"rollout": config.rollout.model_copy(update={"cache_tokens": 1})}
     )
-    job, most = job_for(one, case, 1), Placement(gpu=case.gpu, learners=512, samplers=512)
-    load = sampler_load(job, most)
-    return [f"- a sampler on {gpu}: {fault}" for gpu in GPUS if (fault := too_large(load, gpu))]
+    cut, found = config.cluster.tensor_parallel, []
+    for settings, parts in {cut: (config, cut), 1: (one, 1)}.values():
+        most = Placement(gpu=case.gpu, learners=512, samplers=512 // parts, parts=parts)
+        load = sampler_load(job_for(settings, case, 1), most)
+        over = f" over {parts} GPUs" * (parts > 1)
+        faults = {gpu: too_large(load, gpu) for gpu in GPUS if gpu == case.gpu or parts == 1}
+        found += [f"- a sampler{over} on {gpu}: {fault}" for gpu, fault in faults.items() if fault]
+    return found
 
 
 def main() -> None:
