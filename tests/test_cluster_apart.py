@@ -386,3 +386,15 @@ def test_a_machine_that_is_not_reached_is_named_with_the_cure_and_nothing_is_lef
         assert line.endswith(f"{cure}; nothing was left running"), said
         assert not left(machines)
         assert not list((tmp_path / "home/.cache/archer/clusters").iterdir())
+
+
+def test_a_machine_under_its_name_and_its_address_is_refused(
+    tmp_path: Path, machines: dict[str, Machine], shell: Shell
+) -> None:
+    for first, other in (("node1", "10.0.0.2"), ("node0", "localhost")):
+        (tmp_path / "work/hosts.txt").write_text(f"{first}\n{other}\n")
+        code, said = shell.give("archer cluster up --hostfile hosts.txt")
+        assert code == 2
+        assert f"{first} and {other} are one machine; leave one of the two lines out" in said
+        assert not left(machines)
+        assert not list((tmp_path / "home/.cache/archer/clusters").iterdir())

@@ -128,6 +128,19 @@ def test_a_machine_that_cannot_be_reached_is_named_and_nothing_runs(
     assert not list((tmp_path / "cache/clusters").iterdir())
 
 
+def test_one_machine_under_two_names_is_refused_before_anything_is_started(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    (tmp_path / "hosts.txt").write_text("localhost\n127.0.0.1\n")
+    there = ("--hostfile", str(tmp_path / "hosts.txt"))
+    up = archer("cluster", "up", *there, "--port", str(free_port()), variables=variables)
+    assert up.returncode == 2
+    (line,) = up.stderr.splitlines()
+    assert "localhost and 127.0.0.1 are one machine; leave one of the two lines out" in line
+    assert "starting the head" not in up.stdout
+    assert not list((tmp_path / "cache/clusters").iterdir())
+
+
 @pytest.mark.full
 def test_a_cluster_with_a_dead_node_says_so_and_can_be_ended(
     tmp_path: Path, variables: dict[str, str]

@@ -130,6 +130,8 @@ def up(
         ) from None
     reached: set[str] = set()
     try:
+        if not local:
+            _refuse_one_twice(cluster)
         return _started(cluster, hosts, port, wait, passed, token, file, reached, tell)
     except BaseException as error:
         tell("stopping what was started")
@@ -216,6 +218,27 @@ def _token() -> str:
     return asked.stdout.split()[-1]
 
 
+def _refuse_one_twice(cluster: Cluster) -> None:
+    """ValueError where two names are of one machine, or one cannot be asked."""
+    replies = _ask(cluster, {name: {"verb": "who"} for name in cluster.names}, ANSWER_SECONDS)
+    _refuse_absent({name: r["error"] for name, r in replies.items() if "error" in r}, cluster)
+    names: dict[str, str] = {}
+    for name, reply in replies.items():
+        before = names.setdefault(reply["machine"], name)
+        if before != name:
+            raise ValueError(
+                f"{before} and {name} are one machine; leave one of the two lines out, or give "
+                "--local for a rehearsal"
+            )
+
+
+def _refuse_absent(why: Mapping[str, str], cluster: Cluster) -> None:
+    """ValueError that names the machines that are not in, if there are any, and the reasons."""
+    if why:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+        raise ValueError(f"{len(why)} of {len(cluster.names)} machines are not in: {reasons}")
+
+
 def _started(
     cluster: Cluster,
     hosts: Sequence[Host],
@@ -267,9 +290,7 @@ def _started(
         inside = {node["name"]: node for node in reply["nodes"]}
         lost = f"Ray runs there, and was not in after {wait:g} s: can it reach {cluster.address}?"
         why = {name: lost for name in cluster.names if name not in inside}
-    if why:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        raise ValueError(f"{len(why)} of {len(hosts)} machines are not in: {reasons}")
+    _refuse_absent(why, cluster)
     for name in cluster.names:
         tell(f"{name}: in, {_has(inside[name])}")
     return cluster.address
