@@ -234,6 +234,13 @@ def test_the_other_engine_takes_over_a_checkpoint(
     target.load(tmp_path / "target")
 
 
+def test_a_folder_that_ranks_do_not_see_gets_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
+    """As on a machine with a disk of its own: its shards would be missing from what looks whole."""
+    if isinstance(engine, ClusterEngine):
+        with pytest.raises(ValueError, match="must be on a disk that all machines see"):
+            engine.save(tmp_path / "elsewhere")
+
+
 def test_processes_that_cannot_start_are_no_loss_to_be_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ nothing is left to divide by, and FSDP's own division by the number of ranks is 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -113,6 +114,7 @@ def save(learner: Learner, folder: Path, group: Any) -> Future[Any]:
 
     group: a process group that nothing else uses, with a backend for the CPU.
     """
+    _check_seen(folder)
     weights, moments, _ = learner.state()
     found = write_aside(
         {"model": weights, "optimizer": moments}, checkpoint_id=folder, process_group=group
@@ -126,12 +128,23 @@ def load(learner: Learner, folder: Path, counters: Mapping[str, int]) -> None:
 
     ValueError when it is one of another model.
     """
+    _check_seen(folder)
     if (folder / METADATA).is_file():
         weights, moments = _read_distributed(learner, folder)
     else:
         weights = dict(_read_whole(learner, folder / WEIGHTS))
         moments = dict(_read_whole(learner, folder / MOMENTS, of_moments=True))
     learner.load_state(weights, moments, counters)
+
+
+def _check_seen(folder: Path) -> None:
+    """ValueError on a machine that does not see what the loop has made: what is written there would
+    be missing from a checkpoint that looks whole."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not there on {socket.gethostname()}: the run folder must be on a disk "
+            "that all machines see; give another one with --run"
+        )
 
 
 def _read_distributed(
