@@ -17,7 +17,6 @@ they are not sampled again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from archer.config import Config, changed_knobs, config_toml, flat, load_config
-from archer.files import PARTIAL, sync_folder, written_whole
+from archer.files import PARTIAL, lock, sync_folder, written_whole
 from archer.records import StepGroups, load_groups, save_groups
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -61,10 +60,10 @@ class State:
 class Run:
     """A run folder that this process alone writes to."""
 
-    def __init__(self, folder: Path, config: Config, lock: IO[str]) -> None:
+    def __init__(self, folder: Path, config: Config, held: IO[bytes]) -> None:
         self.folder = folder
         self.config = config
-        self._lock = lock
+        self._lock = held
         self._metrics: IO[str] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._checkpoint: Future[None] | None = None
@@ -180,14 +179,14 @@ def open_run(
             raise ValueError(
                 f"{folder}: cannot be written to ({error.strerror}); give another --run folder"
             ) from None
-    lock = _lock(folder)
+    held = _lock(folder)
     try:
         _take_recipe(folder / "config.toml", config, say)
-        run = Run(folder, config, lock)
+        run = Run(folder, config, held)
         state = _newest_state(run)
         _cut_back(run, state.step)
     except BaseException:
-        lock.close()
+        held.close()
         raise
     if state.step:
         say(f"continuing after step {state.step} from {run.path('checkpoints', state.step)}")
@@ -340,16 +339,17 @@ def _fork(source: Path, target: Path, config: Config, say: Callable[[str], None]
     say(f"forked {source} at step {state.step} into {target}")
 
 
-def _lock(folder: Path) -> IO[str]:
-    lock = open(folder / ".lock", "w")
+def _lock(folder: Path) -> IO[bytes]:
+    file = open(folder / ".lock", "wb")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise ValueError(
-            f"{folder} is in use by another process; wait for it, or give another --run folder"
-        ) from None
-    return lock
+        lock(
+            file,
+            f"{folder} is in use by another process; wait for it, or give another --run folder",
+        )
+    except ValueError:
+        file.close()
+        raise
+    return file
 
 
 def _differences(before: Config, after: Config, names: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """A run that was killed, and started again by the same command, is the run that was not killed."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -321,11 +323,19 @@ def test_free_knobs_may_change_and_are_said(
 def test_two_processes_never_share_a_run_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import fcntl
-
     path, folder = recipe(tmp_path, 1), tmp_path / "run"
     folder.mkdir()
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["train", str(path), "--run", str(folder)]) == 2
     assert "in use by another process" in capsys.readouterr().err
+
+
+def test_a_disk_without_locks_can_be_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert main(["train", str(recipe(tmp_path, 1)), "--run", str(tmp_path / "run")]) == 0
