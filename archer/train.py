@@ -109,6 +109,9 @@ def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None
             try:
                 return _train(config, folder, data, terminal, stop, fork=fork)
             except EngineLost as lost:
+                if stop.signal:
+                    terminal.say(f"{lost}: not begun again, as the run was to stop")
+                    raise KeyboardInterrupt(stop.signal) from None
                 if restart == restarts:
                     raise EngineLost(
                         f"{lost}; the run was begun again {restarts} times (cluster.restarts): "

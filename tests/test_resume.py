@@ -18,6 +18,7 @@ import pytest
 import archer.pipeline
 import archer.train
 from archer.cli import main
+from archer.engine.base import EngineLost
 from archer.evaluate import evaluate_data
 from archer.run import checkpoint_steps
 from archer.train import step_line
@@ -290,6 +291,23 @@ def test_a_signal_before_the_first_step_does_not_wait_for_the_evaluation(
     assert "stopped after step 0; the same command goes on" in capsys.readouterr().out
     assert not (folder / "metrics.jsonl").exists() and not list((folder / "eval").iterdir())
     assert main(["train", str(path), "--run", str(folder), "--quiet"]) == 0
+
+
+def test_a_run_that_was_to_stop_does_not_begin_again_when_a_learner_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a whole machine is told to stop: what is lost then would be waited for in vain."""
+
+    def lost(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        raise EngineLost("learner 0 died")
+
+    monkeypatch.setattr(archer.train, "open_engine", lost)
+    path, folder = recipe(tmp_path, 2), tmp_path / "run"
+    assert main(["train", str(path), "--run", str(folder)]) == 128 + signal.SIGTERM
+    out, error = capsys.readouterr()
+    assert "learner 0 died: not begun again" in out and "restart" not in out
+    assert "by the same command" in error
 
 
 def test_every_step_has_every_key_also_where_no_group_teaches(tmp_path: Path) -> None:
