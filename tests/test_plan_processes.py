@@ -121,12 +121,15 @@ def test_large_layers_are_given_back_and_small_ones_are_not() -> None:
     assert update(replace(TOY, layers=20)) > update(replace(TOY, layers=10))
 
 
-def test_reading_the_model_is_the_peak_where_nothing_else_is_held() -> None:
-    """Many learners: the shards are small, and each has read all of it, twice for the reference."""
-    alone = replace(BY_TURNS, learners=1000, samplers=1)
+def test_reading_the_model_is_the_peak_of_rank_0_alone() -> None:
+    """Many learners: the shards are small, and one has read all of it, twice for the reference."""
+    many = replace(BY_TURNS, learners=1000, samplers=1)
     shape = replace(TOY, layers=100, hidden=1000, intermediate=4000)
-    load = process_loads(replace(a_job(), shape=shape), alone)["learner"]
-    assert load.peak - LIBRARY_BYTES["learner"] == pytest.approx(8 * parameter_count(shape))
+    loads = process_loads(replace(a_job(), shape=shape), many)
+    first = loads["learner 0"]
+    read = first.peak - LIBRARY_BYTES["learner"] - first.parts["new weights"]
+    assert read == pytest.approx(8 * parameter_count(shape))
+    assert loads["learner"].peak - LIBRARY_BYTES["learner"] < read / 4
 
 
 def test_weights_on_their_way_are_shared_memory_of_rank_0_and_of_samplers() -> None:
@@ -146,7 +149,8 @@ def test_together_counts_every_process() -> None:
     peaks = [loads[who].peak for who in ("loop", "learner 0", "learner", "sampler", "sampler")]
     assert together(loads, APART) == pytest.approx(sum(peaks))
     loads = process_loads(a_job(), BY_TURNS)
-    assert together(loads, BY_TURNS) == loads["loop"].peak + 2 * loads["learner"].peak
+    peaks = [loads[who].peak for who in ("loop", "learner 0", "learner")]
+    assert together(loads, BY_TURNS) == pytest.approx(sum(peaks))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from archer.config import Config
 from archer.model.shapes import parameter_count
-from archer.plan.cluster import Load, Times, root_and_layer
+from archer.plan.cluster import Load, Times, reading_bytes, root_and_layer
 from archer.plan.costs import (
     CHECKSUM_RATE,
     GATHER_RATE,
@@ -104,20 +104,21 @@ def processes_of(config: Config, cores: int) -> Processes:
 
 def process_loads(job: Job, processes: Processes) -> dict[str, Load]:
     """Peak memory of each kind of process, by part."""
-    learner = _learner_load(job, processes)
-    loads = {"loop": Load(parts={"libraries": LIBRARY_BYTES["loop"]}), "learner": learner}
+    first = _learner_load(job, processes, reads=True)
     if processes.samplers:
         # Rank 0 puts the weights into shared memory, where they count as its own.
-        new = {"new weights": _published_bytes(job)}
-        loads["learner 0"] = Load(parts={**learner.parts, **new})
-        loads["sampler"] = _sampler_load(job, processes)
-    return {who: loads[who] for who in counted(processes) if who in loads}
+        first = Load(parts={**first.parts, "new weights": _published_bytes(job)})
+    loads = {
+        "loop": Load(parts={"libraries": LIBRARY_BYTES["loop"]}),
+        "learner 0": first,
+        "learner": _learner_load(job, processes, reads=False),
+        "sampler": _sampler_load(job, processes),
+    }
+    return {who: loads[who] for who in counted(processes)}
 
 
 def counted(processes: Processes) -> dict[str, int]:
-    """How many there are of each kind of process."""
-    if not processes.samplers:
-        return {"loop": 1, "learner": processes.learners}
+    """How many there are of each kind of process; learner 0 does what the others need not."""
     counts = {"loop": 1, "learner 0": 1, "learner": processes.learners - 1}
     return {who: n for who, n in {**counts, "sampler": processes.samplers}.items() if n}
 
@@ -127,8 +128,12 @@ def together(loads: dict[str, Load], processes: Processes) -> float:
     return sum(number * loads[who].peak for who, number in counted(processes).items())
 
 
-def _learner_load(job: Job, processes: Processes) -> Load:
-    """What a rank holds throughout, and the largest of what it does in turn."""
+def _learner_load(job: Job, processes: Processes, *, reads: bool) -> Load:
+    """What a rank holds throughout, and the largest of what it does in turn.
+
+    reads: whether it is rank 0, which reads the whole model, and copies it for a reference; the
+    others are sent their shards a layer at a time, which takes less than learning does.
+    """
     config, parameters, ranks = job.config, parameter_count(job.shape), processes.learners
     held = {
         "libraries": LIBRARY_BYTES["learner"],
@@ -139,8 +144,7 @@ def _learner_load(job: Job, processes: Processes) -> Load:
     }
     learned = estimate_memory(_share(job, ranks, of=config.update.minibatch))
     update = 4 * parameters / ranks + _gathered_bytes(job) + learned.activations + learned.head
-    # Every rank reads the whole model, and copies it for a reference, before it keeps its shard.
-    reading = (8.0 if config.kl.used else 4.0) * parameters
+    reading = reading_bytes(job) if reads else 0.0
     turns = {
         "update": update,
         "reading": reading - sum(held.values()) + held["libraries"],
