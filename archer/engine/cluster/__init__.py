@@ -5,6 +5,7 @@
     guard     a process beside a cluster of our own, that ends what a killed run leaves behind
     pulse     who is still alive
     rank      a process that holds a shard of the learner
+    samplers  those who sample in processes of their own: who is lost, who takes over
     replica   a model that samples, in a process of its own or beside a shard of the learner
     judges    verifiers on all machines
     fsdp      a model sharded over ranks: its whole tensors, and its checkpoints
