@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import archer.engine.cluster.engine as cluster_engine
+import archer.engine.cluster.samplers as samplers
 from archer.config import load_config
 from archer.engine.cluster.rank import LearnerRank
 from archer.engine.cluster.replica import Replica
@@ -170,7 +171,7 @@ def test_delays_change_no_metric_of_a_pipelined_run(
     runs = [trained(tmp_path, "undelayed", *kind)]
     for seed in (1,):
         replica, rank = slowed(seed)
-        monkeypatch.setattr(cluster_engine, "Replica", replica)
+        monkeypatch.setattr(samplers, "Replica", replica)
         monkeypatch.setattr(cluster_engine, "LearnerRank", rank)
         runs.append(trained(tmp_path, f"delayed-{seed}", *kind))
     for run in runs[1:]:

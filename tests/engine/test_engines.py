@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -241,18 +242,61 @@ def test_a_folder_that_ranks_do_not_see_gets_no_checkpoint(engine: Engine, tmp_p
             engine.save(tmp_path / "elsewhere")
 
 
+def test_a_sampler_that_does_not_start_again_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another one is ready it is its machine's fault, most likely, which may pass."""
+    from archer.engine.cluster import samplers
+    from archer.engine.cluster.replica import Replica
+
+    full = tmp_path / "full"
+
+    class Shaky(Replica):
+        def __init__(self, *arguments: Any, **knobs: Any) -> None:
+            if full.exists():
+                raise ValueError("no memory left on this machine")
+            super().__init__(*arguments, **knobs)
+
+    monkeypatch.setattr(samplers, "Replica", Shaky)
+    said: list[str] = []
+
+    def answers() -> list[list[int]]:
+        found = sorted(engine.generate(requests(), SAMPLING), key=lambda s: (s.request, s.number))
+        return [sample.completion.token_ids.tolist() for sample in found]
+
+    def until(what: str, times: int) -> None:
+        deadline = time.monotonic() + 120
+        while sum(what in line for line in said) < times:
+            assert answers() == expected
+            assert time.monotonic() < deadline, said
+
+    with closing(open_engine(recipe("two ranks, two samplers"), said.append)) as engine:
+        assert isinstance(engine, ClusterEngine)
+        expected = answers()
+        while len(engine.samplers.ready()) < 2:
+            assert answers() == expected
+        full.touch()
+        psutil.Process(engine.pulse.places[engine.samplers.first["sampler 1"]][1]).kill()
+        until("sampler 1 died", 1)
+        until("sampler 1 ended before it was ready: ValueError: no memory left", 1)
+        full.unlink()
+        while len(engine.samplers.ready()) < 2:
+            assert answers() == expected
+        assert not any("sampler 0" in line for line in said)
+
+
 def test_processes_that_cannot_start_are_no_loss_to_be_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A sampler that raises while it starts would do so again: what it says ends the run."""
-    import archer.engine.cluster.engine as cluster_engine
+    from archer.engine.cluster import samplers
     from archer.engine.cluster.replica import Replica
 
     class Broken(Replica):
         def __init__(self, *arguments: Any, **knobs: Any) -> None:
             raise ValueError("the weights of this machine are damaged: copy them again")
 
-    monkeypatch.setattr(cluster_engine, "Replica", Broken)
+    monkeypatch.setattr(samplers, "Replica", Broken)
     config = recipe("two ranks, two samplers")
     config = config.model_copy(
         update={"cluster": config.cluster.model_copy(update={"learners": 1, "samplers": 1})}

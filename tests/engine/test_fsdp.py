@@ -99,6 +99,7 @@ def learned(rank: LearnerRank, part: TokenBatch | None, steps: int = 1) -> list[
 
 
 def written(rank: LearnerRank, folder: Path) -> dict[str, int]:
+    folder.mkdir(exist_ok=True)  # by whichever rank is first; in a run the loop makes it
     counters = rank.save(str(folder))
     rank.written()
     return counters
