@@ -302,7 +302,7 @@ class ClusterConfig(Section):
     samplers: int = Field(default=0, ge=0)
     """Models that sample apart from the learners; 0: on the learners' places, taking turns."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs, or processes, that vLLM cuts each model that samples over."""
+    """Processes, with a GPU each where there are GPUs, over which vLLM cuts each such model."""
     offload: bool = False
     """Masters, moments, gradients and the reference lie in the CPU's memory, where the optimizer
     steps, too; GPUs hold what they compute with. Without GPUs it changes nothing."""

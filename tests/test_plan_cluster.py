@@ -229,13 +229,14 @@ def test_seconds_by_hand() -> None:
 
 def test_a_model_that_is_cut_samples_in_its_parts_time_by_hand() -> None:
     """16 rows on one model: half of the weights, all of the one key and value head, and two sums of
-    16 x 10 numbers in each of two layers, in each of 30 steps."""
+    16 x 10 numbers in each of two layers, and 16 x 100 logits, in each of 30 steps."""
     place = Placement(gpu="h100", learners=1, samplers=1, parts=2)
     gpu = GPUS["h100"]
     weights, cache = 2 * (500 + 2 * (100 + 100 + 300) + 50), 16 * 20 * 40
     reading = 30 * (weights + cache) / (gpu.bandwidth * DECODING)
     adding = 30 * 2 * 2 * 2 * ring_seconds(2 * 16 * 10, 2, "h100")
-    expected = reading + 30 * 2 * LAYER_SECONDS["cuda"] + adding
+    logits = 30 * ring_seconds(2 * 16 * 100, 2, "h100")
+    expected = reading + 30 * 2 * LAYER_SECONDS["cuda"] + adding + logits
     assert sampling_seconds(a_job(ahead=1), place) == pytest.approx(expected)
 
 

@@ -129,12 +129,14 @@ class VllmSampler:
             disable_log_stats=True,
             tensor_parallel_size=1 if part is None else part.parts,
             distributed_executor_backend=None if part is None else "external_launcher",
+            # vLLM's own reductions look for the others' GPUs, and each process sees its own alone.
+            disable_custom_all_reduce=part is not None,
         )
 
     def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Takes over all parameters, by the names that transformers gives them."""
         if self._asleep:
-            torch.cuda.empty_cache()  # what the learner has left of the memory
+            torch.cuda.empty_cache()  # what a learner in this process has left of the memory
             self._llm.wake_up()
             self._asleep = False
         self._llm.collective_rpc(_load, args=(tensors,))
@@ -163,8 +165,10 @@ class VllmSampler:
         )
         # What comes back has the number alone, of "7-1a2b3c4d".
         places = dict(zip((id.partition("-")[0] for id in ids), wanted, strict=True))
+        stepping = False
         try:
             while places and self._goes_on(True):
+                stepping = True
                 if not self._llm.llm_engine.has_unfinished_requests():
                     raise RuntimeError(f"vLLM ended without {len(places)} of its completions")
                 # All of a step at once: what is left is then the same in every process.
@@ -173,6 +177,7 @@ class VllmSampler:
                     for output in self._llm.llm_engine.step()
                     if output.finished and output.request_id in places
                 ]
+                stepping = False
                 for (number, sample), output in finished:
                     completion = self._completion(
                         requests[number], output, sampling, policy_version
@@ -180,7 +185,7 @@ class VllmSampler:
                     yield Sample(number, sample, completion)
         finally:
             if places:
-                if self._leads:
+                if self._leads and not stepping:  # in the midst of a step the others don't listen
                     self._goes_on(False)
                 self._llm.llm_engine.abort_request(list(places))
 
@@ -241,6 +246,7 @@ def _meet(part: Part) -> Any:
     vLLM takes the default group for its own when there is one.
     """
     os.environ |= {"RANK": str(part.number), "LOCAL_RANK": "0"}  # each sees its own GPU alone
+    os.environ |= {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0", "VLLM_ALLREDUCE_USE_FLASHINFER": "0"}
     seconds, cuda = timedelta(seconds=part.seconds), torch.cuda.is_available()
     host, port = part.store
     dist.init_process_group(

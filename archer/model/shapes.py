@@ -97,17 +97,20 @@ def part_of(shape: ModelShape, parts: int) -> ModelShape:
     ValueError where they can not be dealt evenly.
     """
     heads, kv_heads, columns = shape.heads, shape.kv_heads, shape.intermediate
-    if heads % parts or (kv_heads % parts and parts % kv_heads) or columns % parts:
+    vocabulary = -(-shape.vocabulary // 64) * 64  # vLLM fills it up
+    uneven = heads % parts or columns % parts or vocabulary % parts
+    if uneven or (kv_heads % parts and parts % kv_heads):
         raise ValueError(
             f"cluster.tensor_parallel = {parts} does not divide model.name, which has {heads} "
-            f"attention heads, {kv_heads} key and value heads and {columns} columns in its MLPs"
+            f"attention heads, {kv_heads} key and value heads, {columns} columns in its MLPs and "
+            f"{vocabulary} words"
         )
     return replace(
         shape,
         heads=heads // parts,
         kv_heads=max(1, kv_heads // parts),
         intermediate=columns // parts,
-        vocabulary=-(-shape.vocabulary // parts),
+        vocabulary=vocabulary // parts if parts > 1 else shape.vocabulary,
     )
 
 

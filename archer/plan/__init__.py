@@ -223,7 +223,7 @@ def _who(config: Config, learners: int) -> str:
         return f"{learning} that sample{'s' * (learners == 1)} too, by turns"
     models = samplers or learners // parts
     sampling = f"{models} {_plural('sampler', models)}"
-    sampling += f" over {parts} GPUs each" * (parts > 1)
+    sampling += f" over {parts} processes each" * (parts > 1)
     return f"{learning}, {sampling} " + ("apart" if samplers else "in the same places, by turns")
 
 
@@ -470,6 +470,11 @@ def _placement(config: Config, gpus: int, gpu: str) -> Placement:
         raise ValueError(
             f"--gpus {gpus} leaves none to learn beside cluster.samplers = {samplers}{over}: give "
             "more GPUs, or lower cluster.samplers"
+        )
+    if samplers and parts > PER_MACHINE:
+        raise ValueError(
+            f"cluster.tensor_parallel = {parts} is more than the {PER_MACHINE} GPUs of a machine: "
+            "lower it, or set cluster.samplers = 0"
         )
     if not samplers and learners % parts:
         raise ValueError(

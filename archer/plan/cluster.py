@@ -220,7 +220,7 @@ def learner_load(job: Job, place: Placement) -> Load:
         # The cache is given back before learning begins, and learning's memory before sampling.
         # So are vLLM's weights, but it is a process of its own.
         sampled, vllm = _sampled_bytes(job, place), config.rollout.sampler == "vllm"
-        parts["sampler"] = FRAMEWORK_BYTES["cuda"] if vllm else sampled
+        parts["sampler"] = _sampler_libraries(place) if vllm else sampled
         learning = parts.get("gradients", 0.0) + parts["activations"] + parts["head"]
         taken = _cache_bytes(job, place) + sampled * vllm
         parts["cache"] = max(0.0, taken - learning)
@@ -260,7 +260,7 @@ def sampler_load(job: Job, place: Placement) -> Load:
     """A GPU that samples alone: a whole model, or its part of one, and its cache."""
     return Load(
         parts={
-            "libraries": FRAMEWORK_BYTES["cuda"] + 1e9 * (place.parts > 1),  # NCCL's buffers
+            "libraries": _sampler_libraries(place),
             "whole model" if place.parts == 1 else "part of a model": _sampled_bytes(job, place),
             "cache": _cache_bytes(job, place),
         }
@@ -407,7 +407,7 @@ def sampling_seconds(job: Job, place: Placement) -> float:
     """Each decoding step reads the weights and the cache of what is in flight, and calls torch.
 
     Where a model is cut over GPUs, each has its part of that, and twice in a layer all add up what
-    they have. Beside it, answers come to the loop one by one.
+    they have, and at the end gather the logits. Beside it, answers come to the loop one by one.
     """
     shape, lengths, gpu = job.shape, job.lengths, GPUS[place.gpu]
     rollout = job.config.rollout
@@ -423,7 +423,9 @@ def sampling_seconds(job: Job, place: Placement) -> float:
     computing = tokens * per_token / place.parts / (gpu.flops * UTILISATION)
     # A sum is a reduction and a gathering.
     adding = 2 * 2 * ring_seconds(2 * rows * shape.hidden, place.parts, place.gpu)
-    decoding = max(reading, computing) + steps * shape.layers * (LAYER_SECONDS["cuda"] + adding)
+    gathering = ring_seconds(2 * rows * shape.vocabulary, place.parts, place.gpu)
+    layers = shape.layers * (LAYER_SECONDS["cuda"] + adding)
+    decoding = max(reading, computing) + steps * (layers + gathering)
     return max(decoding, collecting_seconds(groups * rollout.samples))
 
 
@@ -432,6 +434,10 @@ def _rows(job: Job, place: Placement) -> int:
     completions = job.config.rollout.problems * job.config.rollout.samples
     own = math.ceil(completions / place.sampling)
     return min(own, answers_in_flight(job.config, job.lengths))
+
+
+def _sampler_libraries(place: Placement) -> float:
+    return FRAMEWORK_BYTES["cuda"] + 1e9 * (place.parts > 1)  # NCCL's buffers
 
 
 def _sampled_bytes(job: Job, place: Placement) -> float:

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 from archer.config import Config
-from archer.model.shapes import parameter_count
+from archer.model.shapes import parameter_count, part_of
 from archer.plan.cluster import Load, Times, reading_bytes, root_and_layer
 from archer.plan.costs import (
     CHECKSUM_RATE,
@@ -74,11 +74,13 @@ class Processes:
     cores: int
     by_turns: bool = False
     """Whether samplers wait while learners learn, and learners while they sample."""
+    parts: int = 1
+    """Samplers that have a model between them."""
 
     @property
     def places(self) -> int:
-        """How many processes sample."""
-        return self.samplers or self.learners
+        """How many models sample."""
+        return self.samplers // self.parts or self.learners
 
     def crowd(self, working: int) -> float:
         """How much slower each is while so many of them compute."""
@@ -96,6 +98,7 @@ def processes_of(config: Config, cores: int) -> Processes:
         threads=config.model.threads or max(1, cores // (learners + apart)),
         cores=cores,
         by_turns=shared,
+        parts=cluster.tensor_parallel,
     )
 
 
@@ -172,12 +175,13 @@ def _published_bytes(job: Job) -> float:
 
 
 def _sampler_load(job: Job, processes: Processes) -> Load:
-    """A whole model, the cache of its share, and the versions of the weights that it has read."""
+    """A model or a part of one, the cache of its share, and the versions that it has read."""
+    own = part_of(job.shape, processes.parts)
     return Load(
         parts={
             "libraries": LIBRARY_BYTES["sampler"],
-            "weights": float(job.itemsize * parameter_count(job.shape)),
-            "cache": _sampled(job, processes).cache,
+            "weights": float(job.itemsize * parameter_count(own)),
+            "cache": _sampled(replace(job, shape=own), processes).cache,
             "new weights": _published_bytes(job),
         }
     )
@@ -204,7 +208,7 @@ def process_times(job: Job, speed: Speed, processes: Processes) -> Times:
     overlap = bool(job.config.rollout.ahead and processes.samplers and not processes.by_turns)
     everyone = processes.learners + processes.samplers
     learners = everyone if overlap else processes.learners
-    samplers = everyone if overlap else processes.places
+    samplers = everyone if overlap else processes.samplers or processes.learners
     slow, learning = processes.crowd(learners), _shared(speed, processes, learners)
     sampling = _sampling_seconds(job, _shared(speed, processes, samplers), processes)
     return Times(
@@ -226,7 +230,7 @@ def _sampling_seconds(job: Job, speed: Speed, processes: Processes) -> float:
     rollout = job.config.rollout
     groups = rollout.problems / (job.teaching if rollout.filter == "refill" else 1)
     sampling = sampling_seconds(_share(job, processes.places, of=rollout.problems), speed)
-    return sampling + collecting_seconds(groups * rollout.samples)
+    return sampling / processes.parts + collecting_seconds(groups * rollout.samples)
 
 
 def _score_seconds(job: Job, speed: Speed, processes: Processes) -> float:

@@ -106,10 +106,12 @@ def test_by_turns_a_sampler_is_cut_over_learners_of_one_machine(placed: Any) -> 
 
 
 def test_a_sampler_that_is_cut_finds_no_place_where_no_machine_has_room(placed: Any) -> None:
-    """Three GPUs on one machine there are not, though four in all."""
-    config = recipe("vllm", learners=1, samplers=1, tensor_parallel=3)
+    """Three GPUs on one machine there are not, though four in all; nor two, beside a learner."""
+    with pytest.raises(ValueError, match="GPUs on one machine, and the largest has 2: lower it"):
+        placed(recipe("vllm", learners=1, samplers=1, tensor_parallel=3))
+    config = recipe("vllm", learners=3, samplers=1, tensor_parallel=2)
     config = config.model_copy(
         update={"cluster": config.cluster.model_copy(update={"wait_seconds": 2.0})}
     )
-    with pytest.raises(ValueError, match="1 learners and 1 samplers of 3 processes on 2 machines"):
+    with pytest.raises(ValueError, match="3 learners and 1 samplers of 2 processes on 2 machines"):
         placed(config)

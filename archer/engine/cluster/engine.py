@@ -31,7 +31,7 @@ from archer.config import Config
 from archer.engine.base import EngineLost, Generates, Request, Sample, Sampling
 from archer.engine.choices import choose_objective
 from archer.engine.cluster.balance import balanced
-from archer.engine.cluster.pulse import Pulse
+from archer.engine.cluster.pulse import Pulse, last_line
 from archer.engine.cluster.rank import LearnerRank
 from archer.engine.cluster.replica import Published
 from archer.engine.cluster.samplers import POLL_SECONDS, Samplers
@@ -65,7 +65,7 @@ class ClusterEngine:
         self.policy_version = 0
         self.watching = threading.Lock()
         self.closed = False
-        self.samplers = Samplers(config, self.session, self.pulse, say)
+        self.samplers = Samplers(config, self.session, self.pulse, self.watching, say)
         try:
             self.samplers.start()
             self._start_learners()
@@ -106,8 +106,7 @@ class ClusterEngine:
                 if not self.config.learners_sample:
                     stranded = self._replace_lost(running) or self._not_started(running, deadline)
                     for place, unit in stranded:
-                        if unit.stream is not None:
-                            ray.cancel(unit.stream)
+                        self._leave(unit)
                         unit.place = place
                         self._submit(unit, requests, sampling, published)
                 else:
@@ -119,8 +118,14 @@ class ClusterEngine:
                         yield from self._take(unit)
         finally:
             for unit in units:
-                if unit.stream is not None and not unit.done:
-                    ray.cancel(unit.stream)
+                self._leave(unit)
+
+    def _leave(self, unit: _Unit) -> None:
+        """Ends what a unit's sampler does for it, if that is not done or lost."""
+        if unit.stream is not None and not unit.done:
+            ray.cancel(unit.stream, recursive=False)  # what it told its other parts they do
+            if self.session.numbers.parts > 1:
+                unit.process.leave.remote()
 
     def _sampling(self) -> dict[str, Any]:
         """Those who are told what to sample."""
@@ -149,8 +154,9 @@ class ClusterEngine:
             if isinstance(error.cause, ObjectLostError):
                 # Only a sampler fetches anything: with another one it would be no better.
                 raise EngineLost("the weights went with the learner that held them") from error
-            if self._lost_a_part(unit):
-                unit.stream = None
+            words = last_line(error)
+            if words != unit.words and self.samplers.lost_a_part(unit.place, unit.process):
+                unit.words, unit.stream = words, None
                 return
             self._check(self.learners if self.config.learners_sample else {})
             raise error.cause from error
@@ -196,10 +202,6 @@ class ClusterEngine:
             )
         return list(zip(idle, waiting, strict=False))
 
-    def _lost_a_part(self, unit: _Unit) -> bool:
-        with self.watching:
-            return self.samplers.lost_a_part(unit.place)
-
     # ------------------------------------------------------------------ learning
 
     def score(self, batch: TokenBatch, *, old: bool, reference: bool) -> TokenBatch:
@@ -212,7 +214,7 @@ class ClusterEngine:
         return batch
 
     def _score(self, batch: TokenBatch, *, reference: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        self._make_room()
+        self.samplers.sleep()
         shares = balanced(batch, range(len(batch.lengths)), len(self.learners), self.shape)
         found = self._parted("log-probs", "score", batch, shares, reference=reference)
         of_rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -229,18 +231,13 @@ class ClusterEngine:
         objective = self.objective
         if entropy_coefficient is not None:
             objective = replace(objective, entropy_coefficient=entropy_coefficient)
-        self._make_room()
+        self.samplers.sleep()
         needed = torch.nonzero(needs_gradient(minibatch, objective)).flatten().tolist()
         shares = balanced(minibatch, needed, len(self.learners), self.shape)
         knobs = {"lr": lr, "entropy_coefficient": entropy_coefficient}
         found = self._parted("an optimizer step", "update", minibatch, shares, **knobs)
         tallies: Tallies = found[0]
         return tallies
-
-    def _make_room(self) -> None:
-        """Samplers in the learners' places take turns with them."""
-        with self.watching:
-            self.samplers.sleep()
 
     def publish(self) -> int:
         self._publish(self.policy_version + 1)
@@ -397,6 +394,8 @@ class _Unit:
     process: Any = None
     stream: Any = None
     done: bool = False
+    words: str = ""
+    """Of an error that was taken for the loss of a part: the same ones again are not."""
     known: set[tuple[int, int]] = field(default_factory=set)
 
 

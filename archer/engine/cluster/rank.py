@@ -136,8 +136,9 @@ class LearnerRank:
             if size >= BUCKET_BYTES:
                 buckets.append(put(bucket))
                 bucket, size = [], 0
+            del tensor  # the last one would stay on the GPU
         if self.device.type == "cuda" and not self.config.cluster.samplers:
-            torch.cuda.empty_cache()  # who samples next shares this GPU
+            torch.cuda.empty_cache()  # who samples next shares it
         if self.rank:
             return None
         buckets.append(put(bucket))

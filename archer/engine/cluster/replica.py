@@ -45,7 +45,7 @@ class Published:
 
 
 class Replica:
-    """A whole model in this process, or the first part of one, with the version of its weights."""
+    """A whole model in this process, or a part of one, with the version of its weights."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Replica:
         self.leave()
         self.fetch(published)
         for other in self.others:
-            other.follow.remote(requests, sampling)
+            other.follow.remote(requests, sampling, published.version)
         self.running = self.sampler.generate(requests, sampling, policy_version=published.version)
         yield from self.running
 
@@ -88,14 +88,16 @@ class Replica:
             self.running.close()
             self.running = None
 
-    def follow(self, requests: Sequence[Request], sampling: Sampling) -> None:
+    def follow(self, requests: Sequence[Request], sampling: Sampling, version: int) -> None:
         """Takes part in what the first part samples.
 
         Where this fails the others would wait for it, so its process ends, which is seen.
         """
         ended = False
         try:
-            for _ in self.sampler.generate(requests, sampling, policy_version=self.version):
+            if self.version != version:
+                raise RuntimeError(f"this part has version {self.version}, not {version}")
+            for _ in self.sampler.generate(requests, sampling, policy_version=version):
                 pass
             ended = True
         finally:
@@ -108,7 +110,9 @@ class Replica:
         if self.version != published.version:
             fetched = [other.fetch.remote(published) for other in self.others]
             self.take(_fetched(published), published.version)
+            self.version = -1  # until the others have it too
             ray.get(fetched)
+            self.version = published.version
 
     def take(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes over all parameters; while that goes on, this replica has no version."""

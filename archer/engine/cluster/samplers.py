@@ -8,6 +8,7 @@ first process is told what to do and tells the others, and without one of them i
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 import ray
 import torch.distributed
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from archer.config import Config
 from archer.engine.base import EngineLost
@@ -36,13 +37,19 @@ WORDS_SECONDS = 5.0
 class Samplers:
     """Of a session, by name: "sampler 0". None where learners sample themselves.
 
-    Two threads may ask for what they are at once; who looks after them holds the engine's lock.
+    Two threads may sample at once, and a third one save: who looks at them holds the lock.
     """
 
     def __init__(
-        self, config: Config, session: Session, pulse: Pulse, say: Callable[[str], None]
+        self,
+        config: Config,
+        session: Session,
+        pulse: Pulse,
+        lock: threading.Lock,
+        say: Callable[[str], None],
     ) -> None:
         self.config, self.session, self.pulse, self.say = config, session, pulse, say
+        self.lock = lock
         self.first: dict[str, Any] = {}
         """The process of each that is told what to do."""
         self.parts: dict[str, dict[str, Any]] = {}
@@ -72,7 +79,7 @@ class Samplers:
         ]
 
     def replace_lost(self) -> set[str]:
-        """Starts a new one for each that is lost, and says who was.
+        """Starts a new one for each that is lost, and says who was. The caller holds the lock.
 
         Raises:
             EngineLost: none of them starts, or one does not again and again.
@@ -87,18 +94,20 @@ class Samplers:
                 if not sound or self.false_starts[sampler] > self.config.cluster.restarts:
                     raise EngineLost(fault)
             self.say(f"{fault}: its requests go to another, and a new one is started")
+            self._kill(sampler)
             for process in self.parts[sampler].values():
-                ray.kill(process)
                 self.pulse.forget(process)
             self._start(sampler)
         return set(lost)
 
-    def lost_a_part(self, sampler: str) -> bool:
-        """Whether what a sampler tells of itself may be the loss of one of its parts."""
+    def lost_a_part(self, sampler: str, process: Any) -> bool:
+        """Whether what a sampler's first process tells may be the loss of one of the others."""
         until = time.monotonic() + WORDS_SECONDS
-        while len(self.parts.get(sampler, {})) > 1 and time.monotonic() < until:
-            if self.pulse.lost(self.parts[sampler]):
-                return True
+        while self.session.numbers.parts > 1 and time.monotonic() < until:
+            with self.lock:
+                replaced = process is not self.first[sampler]  # by another call
+                if replaced or self.pulse.lost(self.parts[sampler]):
+                    return True
             time.sleep(0.1)
         return False
 
@@ -110,11 +119,12 @@ class Samplers:
         deadline = time.monotonic() + self.config.cluster.wait_seconds
         while calls:
             done = ray.wait(list(calls.values()), num_returns=len(calls), timeout=POLL_SECONDS)[0]
-            for name in [name for name, call in calls.items() if call in done]:
-                self._slept(name, calls.pop(name))
-            for name in self._lost().keys() & calls.keys():
-                self._kill(name)  # replaced before it is next to sample
-                del calls[name]
+            with self.lock:
+                for name in [name for name, call in calls.items() if call in done]:
+                    self._slept(name, calls.pop(name))
+                for name in self._lost().keys() & calls.keys():
+                    self._kill(name)  # replaced before it is next to sample
+                    del calls[name]
             if calls and time.monotonic() > deadline:
                 raise EngineLost(
                     f"waited {self.config.cluster.wait_seconds:g} s (cluster.wait_seconds) for "
@@ -122,13 +132,11 @@ class Samplers:
                 )
         self.awake = False
 
-    def close(self) -> None:
-        for sampler in self.parts:
-            self._kill(sampler)
-
     def _slept(self, sampler: str, call: Any) -> None:
         try:
             ray.get(call)
+        except RayTaskError as error:
+            raise error.cause from error  # it lives, and would fail like this at every step
         except RayError:
             self._kill(sampler)
 
@@ -148,10 +156,10 @@ class Samplers:
         return found
 
     def _start(self, sampler: str) -> None:
-        number, parts = int(sampler.split()[1]), self.session.numbers.parts
-        start, places = self.session.start, self.session.numbers
+        number, start = int(sampler.split()[1]), self.session.start
+        numbers, parts = self.session.numbers, self.session.numbers.parts
         if parts == 1:
-            self.first[sampler] = start(Replica, places.place(number, 0), self.config)
+            self.first[sampler] = start(Replica, numbers.place(number, 0), self.config)
             self.parts[sampler] = {sampler: self.first[sampler]}
             return
         host, seconds = here()[0], self.config.cluster.wait_seconds
@@ -161,7 +169,7 @@ class Samplers:
         for part in reversed(range(parts)):  # the first one last: it knows the others
             cut = Part(number=part, parts=parts, store=(host, store.port), seconds=seconds)
             others = [] if part else list(own.values())
-            place = places.place(number, part)
+            place = numbers.place(number, part)
             own[f"{sampler} part {part}"] = start(
                 Replica, place, self.config, part=cut, others=others
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +141,8 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
     try:
+        if gpus:
+            _refuse_too_many_parts(config, [node["Resources"].get("GPU", 0.0) for node in nodes])
         places, numbers = _reserve(config, gpus, say)
     except BaseException:
         if owner:
@@ -156,6 +158,16 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
         owner=owner,
         guard=guard,
     )
+
+
+def _refuse_too_many_parts(config: Config, gpus: Sequence[float]) -> None:
+    """ValueError where no machine has the GPUs for a sampler of its own: none will have."""
+    parts = config.cluster.tensor_parallel
+    if config.cluster.samplers and parts > max(gpus):
+        raise ValueError(
+            f"cluster.tensor_parallel = {parts} needs so many GPUs on one machine, and the largest "
+            f"has {max(gpus):g}: lower it, or set cluster.samplers = 0"
+        )
 
 
 def _by_machine(places: Any) -> list[int]:
