@@ -242,6 +242,37 @@ def test_a_folder_that_ranks_do_not_see_gets_no_checkpoint(engine: Engine, tmp_p
             engine.save(tmp_path / "elsewhere")
 
 
+def test_a_call_of_a_sampler_that_is_still_starting_is_not_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray was seen to forget all calls behind it, so that the run waited for ever."""
+    import ray
+
+    from archer.engine.cluster import samplers
+    from archer.engine.cluster.replica import Replica
+
+    first = tmp_path / "first"
+
+    class Late(Replica):
+        def __init__(self, *arguments: Any, **knobs: Any) -> None:
+            try:
+                first.touch(exist_ok=False)
+            except FileExistsError:
+                time.sleep(5.0)
+            super().__init__(*arguments, **knobs)
+
+    cancelled: list[Any] = []
+    monkeypatch.setattr(samplers, "Replica", Late)
+    monkeypatch.setattr(ray, "cancel", lambda call, **_: cancelled.append(call))
+    with closing(open_engine(recipe("two ranks, two samplers"))) as engine:
+        assert isinstance(engine, ClusterEngine)
+        assert len(list(engine.generate(requests(), SAMPLING))) == 12
+        assert len(engine.samplers.ready()) == 1  # which took over what was the other one's
+        assert not cancelled
+        while len(engine.samplers.ready()) < 2:
+            assert len(list(engine.generate(requests(), SAMPLING))) == 12
+
+
 def test_a_sampler_that_does_not_start_again_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

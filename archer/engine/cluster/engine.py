@@ -121,8 +121,12 @@ class ClusterEngine:
                 self._leave(unit)
 
     def _leave(self, unit: _Unit) -> None:
-        """Ends what a unit's sampler does for it, if that is not done or lost."""
-        if unit.stream is not None and not unit.done:
+        """Ends what a unit's sampler does for it, if that is not done or lost.
+
+        Where the sampler is still starting it is done for nothing: Ray 2.60 may forget all calls
+        behind one that is cancelled just before its actor is there.
+        """
+        if unit.stream is not None and not unit.done and self.pulse.is_ready(unit.process):
             ray.cancel(unit.stream, recursive=False)  # what it told its other parts they do
             if self.session.numbers.parts > 1:
                 unit.process.leave.remote()
