@@ -313,7 +313,8 @@ class ClusterConfig(Section):
     silent_seconds: float = Field(default=60.0, gt=0)
     """A process that has not answered for so long is taken for dead, and replaced."""
     wait_seconds: float = Field(default=1800.0, gt=0)
-    """Longest wait for one thing: a place for a process, a model to load, one optimizer step."""
+    """Longest wait for one thing: a process's place, a model to load, an optimizer step, an answer
+    to a problem."""
 
 
 class Config(Section):

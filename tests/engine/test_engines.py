@@ -273,6 +273,31 @@ def test_a_call_of_a_sampler_that_is_still_starting_is_not_cancelled(
             assert len(list(engine.generate(requests(), SAMPLING))) == 12
 
 
+def test_a_sampler_that_lives_and_says_nothing_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from archer.engine.cluster import samplers
+    from archer.engine.cluster.replica import Replica
+
+    class Mute(Replica):
+        def generate(self, *arguments: Any) -> Iterator[Sample]:
+            time.sleep(60.0)
+            yield from ()
+
+    monkeypatch.setattr(samplers, "Replica", Mute)
+    with closing(open_engine(recipe("two ranks, two samplers"))) as engine:
+        assert isinstance(engine, ClusterEngine)
+        while len(engine.samplers.ready()) < 2:
+            engine.samplers.replace_lost()  # which looks who is there
+            time.sleep(0.1)
+        patient = engine.config.cluster.model_copy(update={"wait_seconds": 2.0})
+        engine.config = engine.config.model_copy(update={"cluster": patient})
+        with pytest.raises(
+            EngineLost, match=r"waited 2 s \(cluster.wait_seconds\) for an answer of sampler [01]"
+        ):
+            list(engine.generate(requests(), SAMPLING))
+
+
 def test_a_sampler_that_does_not_start_again_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

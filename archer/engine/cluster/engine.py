@@ -112,13 +112,31 @@ class ClusterEngine:
                 else:
                     self._check(self.learners)
                 streams = [unit.stream for unit in running if unit.stream is not None]
+                since = time.monotonic()
                 ready = ray.wait(streams, timeout=POLL_SECONDS)[0] if streams else []
+                self._count(running, ready, time.monotonic() - since)
                 for unit in running:
                     if unit.stream in ready:
                         yield from self._take(unit)
         finally:
             for unit in units:
                 self._leave(unit)
+
+    def _count(self, units: Sequence[_Unit], ready: Sequence[Any], seconds: float) -> None:
+        """Counts how long each unit has been waited for; EngineLost for one that says nothing.
+
+        Without what the loop did in between, and without the start of its sampler.
+        """
+        patience = self.config.cluster.wait_seconds
+        for unit in units:
+            if unit.stream in ready:
+                unit.waited = 0.0
+            elif self.config.learners_sample or self.pulse.is_ready(unit.process):
+                unit.waited += seconds
+            if unit.waited > patience:
+                raise EngineLost(
+                    f"waited {patience:g} s (cluster.wait_seconds) for an answer of {unit.place}"
+                )
 
     def _leave(self, unit: _Unit) -> None:
         """Ends what a unit's sampler does for it, if that is not done or lost.
@@ -398,6 +416,8 @@ class _Unit:
     process: Any = None
     stream: Any = None
     done: bool = False
+    waited: float = 0.0
+    """Seconds since its last answer."""
     words: str = ""
     """Of an error that was taken for the loss of a part: the same ones again are not."""
     known: set[tuple[int, int]] = field(default_factory=set)
