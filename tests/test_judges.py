@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from archer.engine.cluster import judges
 from archer.engine.cluster.judges import open_judges
 from archer.types import Problem
 from archer.verify.policy import Policy
@@ -75,6 +76,21 @@ def test_a_machine_that_is_lost_before_it_judges_is_done_without(two: Any) -> No
         tickets = [pool.submit(problem(i), str(i), False) for i in range(4)]
         assert [v.outcome for v in pool.collect(tickets)] == ["correct"] * 4
         assert len(verifiers_of_this_machine()) == 2
+
+
+def test_a_judge_that_hangs_is_done_without(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped, while its machine lives: Ray would wait for it without end."""
+    monkeypatch.setattr(judges, "SILENT_SECONDS", 3.0, raising=False)
+    with open_judges(Policy(cpu_seconds=5.0), workers=2, step_seconds=60.0) as pool:
+        tickets = [pool.submit(problem(i), str(i), False) for i in range(4)]
+        assert [v.outcome for v in pool.collect(tickets)] == ["correct"] * 4
+        (judge,) = (p for p in psutil.process_iter() if p.name().startswith("ray::Judge"))
+        judge.suspend()
+        tickets = [pool.submit(problem(i), f"{i} ", False) for i in range(8)]
+        try:
+            assert [v.outcome for v in pool.collect(tickets)] == ["correct"] * 8
+        finally:
+            judge.kill()
 
 
 def _is_worker(process: psutil.Process) -> bool:

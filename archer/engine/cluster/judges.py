@@ -26,6 +26,10 @@ NOBODY = object()
 """Stands where a machine has no more room than others."""
 
 
+SILENT_SECONDS = 30.0
+"""After so long without an answer to a plain question a `Judge` is taken for lost."""
+
+
 class Judge:
     """Worker processes of one machine, by number."""
 
@@ -66,9 +70,11 @@ class RemoteWorker:
     def judge(self, request: bytes, wall_seconds: float) -> Verdict:
         """As `archer.verify.pool.Worker`."""
         try:
-            came, what, self.alive = ray.get(
-                self._judge.judge.remote(self._number, request, wall_seconds)
-            )
+            call = self._judge.judge.remote(self._number, request, wall_seconds)
+            while not ray.wait([call], timeout=SILENT_SECONDS)[0]:
+                # It may take its time, as long as the process that it is in answers.
+                ray.get(self._judge.cores.remote(), timeout=SILENT_SECONDS)
+            came, what, self.alive = ray.get(call)
         except RayError:
             self.alive = False
             self._lost()
@@ -120,7 +126,7 @@ def open_judges(policy: Policy, *, workers: int, step_seconds: float) -> WorkerP
 def _start(node: str, workers: int) -> Any:
     actor = ray.remote(Judge).options(
         num_cpus=0,
-        max_concurrency=workers or 256,
+        max_concurrency=2 * (workers or 256),  # a question has room beside every response
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
     return actor.remote()
