@@ -5,7 +5,9 @@ A file of its own: where another test's engine is open, its cluster is joined in
 
 from __future__ import annotations
 
+import signal
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,19 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ValueError, match=r"no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:1"):
         open_engine(recipe())
+
+
+def test_sigterm_is_noted_by_whoever_noted_it_before(capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray would end the run at once, with a dump and without a checkpoint."""
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    try:
+        with closing(open_engine(recipe())):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted == [signal.SIGTERM]
+    assert "SIGTERM" not in capfd.readouterr().err
 
 
 def test_a_cluster_that_does_not_come_up_is_a_loss_and_leaves_nothing(

@@ -9,10 +9,12 @@ with this process. Ray places the processes; what we say is how many there are a
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,7 +262,10 @@ def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
         store = store_bytes(weights, config.rollout.ahead, _shared_memory())
         before = set(psutil.Process().children(recursive=True))
         try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=store, **quiet)
+            with _sigterm_kept():
+                ray.init(
+                    address="local", include_dashboard=False, object_store_memory=store, **quiet
+                )
         except Exception as error:
             ray.shutdown()
             _kill(p for p in psutil.Process().children(recursive=True) if p not in before)
@@ -269,13 +274,27 @@ def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
         return start_guard(config.cluster.silent_seconds, daemons)
     try:
         knock(address)
-        ray.init(address=address, **quiet)
+        with _sigterm_kept():
+            ray.init(address=address, **quiet)
     except (OSError, RayError) as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"
         ) from None
     return None
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts its own handlers for SIGTERM over the loop's: a dump, and an end without a
+    checkpoint."""
+    ray._private.utils.set_sigterm_handler = lambda *_: None
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere none can be set
+            signal.signal(signal.SIGTERM, before)
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
