@@ -5,17 +5,21 @@ A file of its own: where another test's engine is open, its cluster is joined in
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from archer.config import Config, config_from
-from archer.engine.base import EngineLost
+from archer.engine.base import EngineLost, Request, Sampling
 from archer.setup import open_engine
 
 
@@ -114,3 +118,37 @@ def test_who_waits_for_a_checkpoint_of_an_engine_that_is_closed_begins_no_cluste
     with pytest.raises(Exception, match="Ray has not been started yet"):
         ray.wait([ray.ObjectRef.nil()], timeout=0.1)
     assert not ray.is_initialized()
+
+
+@pytest.mark.full
+def test_a_sampler_that_dies_late_in_a_long_call_has_its_time_to_start_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import archer.engine.cluster.engine as cluster_engine
+    import archer.engine.cluster.samplers as of_samplers
+    from archer.engine.cluster.replica import Replica
+
+    class Slow(Replica):
+        def generate(self, *arguments: Any) -> Iterator[Any]:
+            for sample in super().generate(*arguments):
+                time.sleep(2.0)
+                yield sample
+
+    monkeypatch.setattr(of_samplers, "Replica", Slow)
+    config = recipe()
+    cluster = config.cluster.model_copy(update={"samplers": 1, "wait_seconds": 40.0})
+    with closing(open_engine(config.model_copy(update={"cluster": cluster}))) as engine:
+        assert isinstance(engine, cluster_engine.ClusterEngine)
+        request = Request(
+            prompt_ids=np.array([50, 43, 51, 61], dtype=np.int32),
+            in_thought=False,
+            names=tuple(("train", 0, 1, "2+3=", j) for j in range(24)),
+        )
+        answers = engine.generate([request], Sampling(max_tokens=4, temperature=1.0))
+        begun = time.monotonic()
+        found = [next(answers)]
+        (sampler,) = engine.samplers.first.values()
+        while time.monotonic() - begun < 41.0:
+            found.append(next(answers))
+        os.kill(engine.pulse.places[sampler][1], signal.SIGKILL)
+        assert len([*found, *answers]) == 24

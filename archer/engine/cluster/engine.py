@@ -100,11 +100,11 @@ class ClusterEngine:
         ]
         for unit in units:
             self._submit(unit, requests, sampling, published)
-        deadline = time.monotonic() + self.config.cluster.wait_seconds
+        begun = time.monotonic()
         try:
             while running := [unit for unit in units if not unit.done]:
                 if not self.config.learners_sample:
-                    stranded = self._replace_lost(running) or self._not_started(running, deadline)
+                    stranded = self._replace_lost(running) or self._not_started(running, begun)
                     for place, unit in stranded:
                         self._leave(unit)
                         unit.place = place
@@ -208,7 +208,7 @@ class ClusterEngine:
             found.append((others[number % len(others)] if others else unit.place, unit))
         return found
 
-    def _not_started(self, units: Sequence[_Unit], deadline: float) -> list[tuple[str, _Unit]]:
+    def _not_started(self, units: Sequence[_Unit], begun: float) -> list[tuple[str, _Unit]]:
         """Units whose sampler is still starting, and one each that has nothing to do.
 
         Where its machine was lost, another one may never find a place.
@@ -217,7 +217,8 @@ class ClusterEngine:
         busy = {unit.place for unit in units}
         idle = [name for name in ready if name not in busy]
         waiting = [unit for unit in units if unit.place not in ready]
-        if not ready and time.monotonic() > deadline:
+        waited = time.monotonic() - max(begun, *self.samplers.started.values())
+        if not ready and waited > self.config.cluster.wait_seconds:
             raise EngineLost(
                 f"waited {self.config.cluster.wait_seconds:g} s (cluster.wait_seconds) for "
                 f"{', '.join(self.samplers.first)} to start"

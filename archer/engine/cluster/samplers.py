@@ -58,6 +58,8 @@ class Samplers:
         """Where the parts of each meet, as long as it lives."""
         self.false_starts: Counter[str] = Counter()
         """How often each has ended before it was ready."""
+        self.started: dict[str, float] = {}
+        """When each was started last."""
         self.awake = True
         """Whether any may hold memory of the learners' GPUs."""
 
@@ -156,6 +158,7 @@ class Samplers:
         return found
 
     def _start(self, sampler: str) -> None:
+        self.started[sampler] = time.monotonic()
         number, start = int(sampler.split()[1]), self.session.start
         numbers, parts = self.session.numbers, self.session.numbers.parts
         if parts == 1:
