@@ -49,10 +49,24 @@ def test_the_store_holds_the_versions_that_may_be_asked_for(
     assert store_bytes(weights << 30, ahead, shared << 30) == store * 2**30
 
 
-def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ValueError, match=r"no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:1"):
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at RAY_ADDRESS = {address}"):
         open_engine(recipe())
+
+
+def test_an_address_that_asks_for_a_cluster_of_the_runs_own_has_a_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from archer.engine.cluster.engine import ClusterEngine
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with closing(open_engine(recipe())) as engine:
+        assert isinstance(engine, ClusterEngine)
+        assert engine.session.guard is not None
 
 
 def test_sigterm_is_noted_by_whoever_noted_it_before(capfd: pytest.CaptureFixture[str]) -> None:

@@ -257,7 +257,7 @@ def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
     # Ray prints a page for each process that is lost; we say it in a line (`pulse`).
     ray._private.worker.listen_error_messages = lambda *_: None
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    if address in (None, "", "local"):  # as Ray itself reads it
         # Never another run's: that one ends with its run.
         store = store_bytes(weights, config.rollout.ahead, _shared_memory())
         before = set(psutil.Process().children(recursive=True))
@@ -276,7 +276,7 @@ def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
         knock(address)
         with _sigterm_kept():
             ray.init(address=address, **quiet)
-    except (OSError, RayError) as error:
+    except (OSError, RayError, ImportError, ValueError) as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"
