@@ -160,7 +160,7 @@ class ClusterEngine:
             replace(requests[i], names=tuple(requests[i].names[j] for j in numbers))
             for i, numbers in unit.entries
         ]
-        unit.process = self._sampling()[unit.place]
+        unit.process, unit.waited = self._sampling()[unit.place], 0.0
         unit.stream = unit.process.generate.options(num_returns="streaming").remote(
             own, sampling, published
         )
@@ -182,7 +182,10 @@ class ClusterEngine:
                 return
             self._check(self.learners if self.config.learners_sample else {})
             raise error.cause from error
-        except RayError:
+        except RayError as error:
+            if self.config.learners_sample:
+                self._check(self.learners, patience=5.0)
+                raise EngineLost(f"{unit.place}: {last_line(error)}") from error
             unit.stream = None  # what sampled is gone
             return
         entry, numbers = unit.entries[sample.request]
