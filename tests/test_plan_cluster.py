@@ -109,12 +109,12 @@ def test_a_part_of_a_model_by_hand() -> None:
     """TOY over its two heads' two GPUs: of 2,850 parameters, 50 in norms are held by both.
 
     A layer's other 900 are 200 of queries and output, 100 of a key and a value head that both hold,
-    and 600 of the MLP; the root has 1,000.
+    and 600 of the MLP; the root's 100 words are filled up to 128.
     """
     place = Placement(gpu="h100", learners=2, samplers=2, parts=2)
     parts = sampler_load(a_job(), place).parts
     assert parts["libraries"] == 1.6e9
-    assert parts["part of a model"] == 2 * (500 + 2 * (100 + 100 + 300) + 50)
+    assert parts["part of a model"] == 2 * (640 + 2 * (100 + 100 + 300) + 50)
     assert parts["cache"] == 8 * 42 * 40 + 16 * 8 * 100  # its key and value head in both
     assert (place.gpus, place.sampling) == (6, 2)
     assert Placement(gpu="h100", learners=4, samplers=0, parts=2).sampling == 2
@@ -232,7 +232,7 @@ def test_a_model_that_is_cut_samples_in_its_parts_time_by_hand() -> None:
     16 x 10 numbers in each of two layers, and 16 x 100 logits, in each of 30 steps."""
     place = Placement(gpu="h100", learners=1, samplers=1, parts=2)
     gpu = GPUS["h100"]
-    weights, cache = 2 * (500 + 2 * (100 + 100 + 300) + 50), 16 * 20 * 40
+    weights, cache = 2 * (640 + 2 * (100 + 100 + 300) + 50), 16 * 20 * 40
     reading = 30 * (weights + cache) / (gpu.bandwidth * DECODING)
     adding = 30 * 2 * 2 * 2 * ring_seconds(2 * 16 * 10, 2, "h100")
     logits = 30 * ring_seconds(2 * 16 * 100, 2, "h100")
