@@ -19,6 +19,7 @@ from archer.cli import main
 from archer.config import config_from
 from archer.engine.cluster.session import fitting
 from tests.drive import Drive, gone, rollouts
+from tests.machines import two_machines
 
 
 def found(room: int, *, sampler: str = "own", **cluster: int) -> tuple[int, int] | None:
@@ -100,18 +101,8 @@ def in_order(run: Path) -> list[list[tuple[str, int]]]:
 
 @pytest.fixture
 def two() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
-
-    import archer.engine.cluster  # before ray, which reads its settings
-
-    assert archer.engine.cluster
-    small: dict[str, Any] = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 << 20}
-    cluster: Any = Cluster(
-        initialize_head=True, head_node_args={**small, "include_dashboard": False}
-    )
-    cluster.add_node(**small)
-    yield cluster
-    cluster.shutdown()
+    with two_machines(gpus=1) as cluster:
+        yield cluster
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ import pytest
 
 from archer.config import Config, config_from
 from archer.engine.cluster.session import Session, open_session
+from tests.machines import two_machines
 
 
 def recipe(sampler: str, **cluster: Any) -> Config:
@@ -41,18 +42,8 @@ class Somewhere:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
-
-    import archer.engine.cluster  # before ray, which reads its settings
-
-    assert archer.engine.cluster
-    small: dict[str, Any] = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100 << 20}
-    cluster: Any = Cluster(
-        initialize_head=True, head_node_args={**small, "include_dashboard": False}
-    )
-    cluster.add_node(**small)
-    yield cluster
-    cluster.shutdown()
+    with two_machines(gpus=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture
