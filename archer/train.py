@@ -90,6 +90,8 @@ class Stop:
     """Whether the run was asked to stop, and by which signal."""
 
     signal: int = 0
+    waits: bool = False
+    """Whether there are steps to save: until there are, a signal ends the run at once."""
 
 
 def train(config: Config, folder: Path, terminal: Terminal, *, fork: Path | None = None) -> Trained:
@@ -133,6 +135,7 @@ def _train(
     *,
     fork: Path | None,
 ) -> Trained:
+    stop.waits = False
     run, state = open_run(folder, config, say=terminal.say, fork=fork)
     with closing(run):
         with written_whole(run.folder / "environment.json") as file:
@@ -166,6 +169,7 @@ def _train(
             )
             loop = Loop(run, config, data, engine, verifiers, rollouts, terminal, sinks, stop)
             try:
+                stop.waits = True
                 state = loop.until_done(state)
             finally:
                 rollouts.close()
@@ -524,9 +528,10 @@ def _stop_requests() -> Iterator[Stop]:
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            raise KeyboardInterrupt(number)
+        at_once = stop.signal or not stop.waits
         stop.signal = number
+        if at_once:
+            raise KeyboardInterrupt(number)
         print(
             "\nstopping at the next safe point, with a checkpoint; again to stop at once",
             file=sys.stderr,

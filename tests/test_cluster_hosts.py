@@ -52,8 +52,25 @@ def test_a_hostfile_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_hosts(tmp_path / "hosts.txt")
 
 
+@pytest.mark.parametrize("command", ["up", "status", "down"])
+def test_a_note_that_was_cut_off_is_said_with_its_cure(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ARCHER_CACHE", str(tmp_path))
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters/local.json").write_text('{"mark": "9f2c')
+    assert main(["cluster", command, "--local"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "archer cluster up --local was killed before it started anything; rm " in line
+    assert line.endswith("local.json")
+
+
 REFUSED = {
     "up": "on which machines? Give --hostfile FILE",
+    "up --hostfile .": ". cannot be read: Is a directory; name a hostfile",
     "up --hostfile none.txt": "there is no hostfile none.txt; write one machine a line",
     "up --local --port 80": "--port 80: give one from 1024 to 65535",
     "up --local --wait 0": "--wait 0: give a number of seconds above 0",

@@ -108,6 +108,7 @@ def test_a_cluster_on_this_machine_trains_and_leaves_nothing(
 
     down = archer("cluster", "down", *there, variables=variables)
     assert down.returncode == 0, down.stdout
+    assert re.fullmatch(r"this machine: \d+ processes stopped\n", down.stdout)
     assert not any(process.is_running() for process in ours)
     assert not list((tmp_path / "cache/clusters").iterdir())
     newest = Path(get_ray_address_file(None))

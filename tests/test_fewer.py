@@ -17,7 +17,7 @@ import pytest
 
 from archer.cli import main
 from archer.config import config_from
-from archer.engine.cluster.session import fitting
+from archer.engine.cluster.session import Numbers, fitting, most_on_a_machine
 from tests.drive import Drive, gone, rollouts
 from tests.machines import two_machines
 
@@ -61,6 +61,23 @@ def test_by_turns_learners_stay_a_multiple_of_what_a_sampler_is_cut_into(
 ) -> None:
     knobs = {"learners": 6, "least_learners": 2, "tensor_parallel": 2}
     assert found(room, sampler="vllm", **knobs) == expected
+
+
+def test_numbers_are_said_in_words() -> None:
+    def said(**numbers: int) -> str:
+        sizes = {"samplers": 0, "parts": 1, "shared": 0, **numbers}
+        shared = bool(sizes.pop("shared"))
+        return str(Numbers(**sizes, shared=shared))
+
+    assert said(learners=1) == "1 learner"
+    assert said(learners=3, samplers=1) == "3 learners and 1 sampler"
+    assert said(learners=2, samplers=2, parts=2) == "2 learners and 2 samplers of 2 processes"
+    assert said(learners=1, samplers=1, shared=1) == "1 learner and 1 sampler in the same places"
+
+
+def test_cores_are_shared_out_by_the_machine_that_has_most_processes() -> None:
+    assert most_on_a_machine([1, 1, 4], {0: "a", 1: "a", 2: "b"}) == 4
+    assert most_on_a_machine([1, 1, 1, 1], {0: "a", 1: "b", 2: "b", 3: "b"}) == 3
 
 
 RECIPE = """
@@ -122,8 +139,8 @@ def test_a_run_goes_on_with_the_learners_that_are_left(
     said = "".join(drive.lines)
     assert code == 0, said
     assert "going on from the last checkpoint, restart 1 of" in said
-    assert "no room for 2 learners and 0 samplers on" in said
-    assert "going on with 1 of 2 learners" in said
+    assert "no room for 2 learners on" in said
+    assert "going on with 1 learner in place of 2 learners" in said
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]

@@ -15,6 +15,7 @@ from transformers import MistralConfig
 from archer.algo.batch import TokenBatch, microbatches
 from archer.cli import main
 from archer.config import Config, config_from
+from archer.engine.vllm import SPARE_TOKENS
 from archer.model.adapt import adapt
 from archer.model.packing import pack
 from archer.model.shapes import (
@@ -467,7 +468,7 @@ def test_a_recipe_for_vllm_is_planned_where_vllm_is_and_refused_in_a_line_where_
     assert "vLLM, with a copy of the weights" in " ".join(plan(config).split())
     taken, drawn = estimate_memory(job(config)), estimate_memory(job(own))
     assert taken.weights == 2 * drawn.weights
-    tokens = 65536 - 12 * (LENGTHS.longest_prompt + LENGTHS.longest_answer)
+    tokens = 65536 + SPARE_TOKENS - 12 * (LENGTHS.longest_prompt + LENGTHS.longest_answer)
     assert taken.cache - drawn.cache == tokens * cache_bytes_per_token(TOY)
     said = " ".join(plan(config, gpus=2).split())
     assert "2 learners, 2 samplers in the same places, by turns, on 1 machine" in said

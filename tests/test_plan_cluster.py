@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from archer.cli import main
-from archer.config import Config, config_from
+from archer.config import Config, EvalConfig, config_from
+from archer.engine.vllm import SPARE_TOKENS, cached_tokens, longest_row
 from archer.plan.cluster import (
     DECODING,
     GPUS,
@@ -123,12 +125,25 @@ def test_a_part_of_a_model_by_hand() -> None:
 def test_vllm_takes_all_of_its_cache_at_once_and_sleeps_while_others_learn() -> None:
     job = a_job(sampler="vllm", cache_tokens=1000)
     apart = Placement(gpu="h100", learners=2, samplers=2)
-    cache = 1000 * 40 + 16 * 8 * 100
+    cache = (1000 + SPARE_TOKENS) * 40 + 16 * 8 * 100
     assert sampler_load(job, apart).parts["cache"] == cache
     parts = learner_load(job, Placement(gpu="h100", learners=2, samplers=0)).parts
     assert parts["sampler"] == FRAMEWORK_BYTES["cuda"]  # a process beside the learner
     learning = parts["gradients"] + parts["activations"] + parts["head"]
     assert parts["cache"] == max(0.0, cache + 2 * 2850 - learning)
+
+
+def test_vllms_cache_has_room_for_the_longest_answer_of_training_or_evaluation() -> None:
+    """Prompts of 1,024 tokens at most by default; TOY has positions for 2,048."""
+    shape = replace(TOY, max_positions=2048)
+    config = a_config(sampler="vllm", cache_tokens=100)
+    assert longest_row(config, shape) == 1024 + 30
+    assert cached_tokens(config, shape) == 1024 + 30 + SPARE_TOKENS
+    longer = config.model_copy(update={"eval": EvalConfig(max_tokens=500)})
+    assert longest_row(longer, shape) == 1024 + 500
+    assert longest_row(longer, replace(TOY, max_positions=1200)) == 1200
+    roomy = a_config(sampler="vllm", cache_tokens=9000)
+    assert cached_tokens(roomy, shape) == 9000 + SPARE_TOKENS
 
 
 def test_what_is_offloaded_leaves_the_gpu_for_the_machines_memory_by_hand() -> None:

@@ -293,16 +293,35 @@ def test_a_signal_before_the_first_step_does_not_wait_for_the_evaluation(
     assert main(["train", str(path), "--run", str(folder), "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_engine_is_opened_ends_the_run_at_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    """A large model is read, or room on a cluster is waited for: there is no step to save."""
+
+    def opened(*args: Any) -> Any:
+        signal.raise_signal(number)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(archer.train, "open_engine", opened)
+    path, folder = recipe(tmp_path, 2), tmp_path / "run"
+    assert main(["train", str(path), "--run", str(folder)]) == 128 + number
+    assert "stopped at once" in capsys.readouterr().err
+
+
 def test_a_run_that_was_to_stop_does_not_begin_again_when_a_learner_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a whole machine is told to stop: what is lost then would be waited for in vain."""
 
-    def lost(*args: Any) -> Any:
+    def lost(*args: Any, **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         raise EngineLost("learner 0 died")
 
-    monkeypatch.setattr(archer.train, "open_engine", lost)
+    monkeypatch.setattr(archer.train, "evaluate_data", lost)
     path, folder = recipe(tmp_path, 2), tmp_path / "run"
     assert main(["train", str(path), "--run", str(folder)]) == 128 + signal.SIGTERM
     out, error = capsys.readouterr()

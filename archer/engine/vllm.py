@@ -34,7 +34,7 @@ from archer.model.load import (
     load_config,
     load_tokenizer,
 )
-from archer.model.shapes import cache_bytes_per_token, part_of, shape_of
+from archer.model.shapes import ModelShape, cache_bytes_per_token, part_of, shape_of
 from archer.randomness import key
 from archer.types import Completion, StopReason
 
@@ -281,10 +281,8 @@ def open_vllm(config: Config, *, sleeps: bool = False, part: Part | None = None)
     """
     name, revision = config.model.name, config.model.revision
     place, described = find_model(name, revision=revision), load_config(name, revision=revision)
-    dtype = sampled_dtype(config)
-    longest = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
-    context = min(config.data.max_prompt_tokens + longest, described.max_position_embeddings)
-    shape = part_of(shape_of(described), 1 if part is None else part.parts)
+    dtype, whole = sampled_dtype(config), shape_of(described)
+    shape = part_of(whole, 1 if part is None else part.parts)
     per_token = cache_bytes_per_token(shape, bytes_per_number=4 if dtype == "float32" else 2)
     tokenizer = load_tokenizer(name, revision=revision)
     return VllmSampler(
@@ -293,12 +291,23 @@ def open_vllm(config: Config, *, sleeps: bool = False, part: Part | None = None)
         tokenizer=tokenizer,
         stop_token_ids=end_tokens(name, tokenizer, revision=revision),
         dtype=dtype,
-        context=context,
-        cache_bytes=per_token * (max(config.rollout.cache_tokens, context) + SPARE_TOKENS),
+        context=longest_row(config, whole),
+        cache_bytes=per_token * cached_tokens(config, whole),
         weights=False,
         sleeps=sleeps,
         part=part,
     )
+
+
+def longest_row(config: Config, shape: ModelShape) -> int:
+    """Tokens of the longest prompt and answer together, of training or evaluation."""
+    answer = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
+    return min(config.data.max_prompt_tokens + answer, shape.max_positions)
+
+
+def cached_tokens(config: Config, shape: ModelShape) -> int:
+    """Tokens that vLLM's cache has room for, all of which it takes at once."""
+    return max(config.rollout.cache_tokens, longest_row(config, shape)) + SPARE_TOKENS
 
 
 def sampled_dtype(config: Config) -> str:

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from archer.config import Config
+from archer.engine.vllm import cached_tokens
 from archer.model.logprobs import KEEP_BYTES
 from archer.model.shapes import (
     ModelShape,
@@ -446,11 +447,9 @@ def _sampled_bytes(job: Job, place: Placement) -> float:
 
 
 def _cache_bytes(job: Job, place: Placement) -> float:
+    rows, vllm = _rows(job, place), job.config.rollout.sampler == "vllm"
     row = job.lengths.longest_prompt + job.lengths.longest_answer
-    rows = _rows(job, place)
-    # vLLM takes all of its cache at once.
-    vllm = job.config.rollout.sampler == "vllm"
-    tokens = max(job.config.rollout.cache_tokens, row) if vllm else rows * row
+    tokens = cached_tokens(job.config, job.shape) if vllm else rows * row
     keys = tokens * cache_bytes_per_token(part_of(job.shape, place.parts), bytes_per_number=2)
     return keys + 4 * 4 * rows * job.shape.vocabulary  # and the logits they are continued from
 

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from archer.config import Config
+from archer.engine.vllm import cached_tokens
 from archer.model.logprobs import KEEP_BYTES
 from archer.model.shapes import (
     ModelShape,
@@ -236,9 +237,8 @@ def estimate_memory(job: Job) -> Memory:
     micro = largest_microbatch(job.config, job.lengths)
     in_flight = answers_in_flight(job.config, job.lengths)
     row = job.lengths.longest_prompt + job.lengths.longest_answer
-    # vLLM takes all of its cache at once, and has a copy of the weights.
-    vllm = job.config.rollout.sampler == "vllm"
-    cached = max(job.config.rollout.cache_tokens, row) if vllm else in_flight * row
+    vllm = job.config.rollout.sampler == "vllm"  # which has a copy of the weights
+    cached = cached_tokens(job.config, shape) if vllm else in_flight * row
     keys_and_values = cached * cache_bytes_per_token(shape, bytes_per_number=itemsize)
     # A decoding step's logits, shifted, their probabilities, and running sums of those.
     drawing = 4 * 4 * in_flight * shape.vocabulary

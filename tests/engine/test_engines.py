@@ -235,11 +235,11 @@ def test_the_other_engine_takes_over_a_checkpoint(
     target.load(tmp_path / "target")
 
 
+@pytest.mark.parametrize("engine", ["two ranks"], indirect=True)
 def test_a_folder_that_ranks_do_not_see_gets_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
     """As on a machine with a disk of its own: its shards would be missing from what looks whole."""
-    if isinstance(engine, ClusterEngine):
-        with pytest.raises(ValueError, match="must be on a disk that all machines see"):
-            engine.save(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="must be on a disk that all machines see"):
+        engine.save(tmp_path / "elsewhere")
 
 
 def test_a_call_of_a_sampler_that_is_still_starting_is_not_cancelled(

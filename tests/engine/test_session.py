@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from archer.config import Config, config_from
+from archer.cores import num_cores
 from archer.engine.base import EngineLost, Request, Sampling
 from archer.setup import open_engine
 
@@ -82,23 +83,43 @@ def test_sigterm_is_noted_by_whoever_noted_it_before(capfd: pytest.CaptureFixtur
     assert "SIGTERM" not in capfd.readouterr().err
 
 
-def test_a_cluster_that_does_not_come_up_is_a_loss_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        # A daemon that is lost while it starts: Ray says so with a bare Exception.
+        (
+            Exception("The current node timed out during startup."),
+            EngineLost("the cluster did not come up: The current node timed out during startup"),
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt()),
+    ],
+)
+def test_a_cluster_that_does_not_come_up_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, told: BaseException
 ) -> None:
-    """A daemon that is lost while it starts: Ray says so with a bare Exception."""
     import ray
 
     started: list[subprocess.Popen[bytes]] = []
 
     def half_up(**options: Any) -> None:
         started.append(subprocess.Popen(["sleep", "60"]))
-        raise Exception("The current node timed out during startup.")
+        raise raised
 
     monkeypatch.setattr(ray, "init", half_up)
-    with pytest.raises(EngineLost, match="did not come up: The current node timed out"):
+    with pytest.raises(type(told)) as caught:
         open_engine(recipe())
+    assert str(caught.value) == str(told)
     assert not psutil.pid_exists(started[0].pid)
     started[0].wait()  # it is gone, and Popen must hear of it
+
+
+def test_a_cluster_of_our_own_without_room_ends_with_its_guard() -> None:
+    """Two cores have room for 200 processes, however many are asked for."""
+    config, before = recipe(), set(psutil.Process().children(recursive=True))
+    many = config.cluster.model_copy(update={"learners": 100 * num_cores() + 1, "wait_seconds": 1})
+    with pytest.raises(ValueError, match=r"no room for \d+ learners on 1 machine with 0 GPUs"):
+        open_engine(config.model_copy(update={"cluster": many}))
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 def test_a_cluster_that_refuses_us_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ def read_hosts(file: Path) -> list[Host]:
         ) from None
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not text; write one machine a line") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}; name a hostfile") from None
     hosts: dict[str, Host] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,13 @@ class Numbers:
     def bundles(self) -> list[int]:
         """How many processes each place has room for: a sampler of its own is on one machine."""
         return [1] * self.learners + [self.parts] * (0 if self.shared else self.samplers)
+
+    def __str__(self) -> str:
+        """Example: "2 learners and 1 sampler of 2 processes in the same places"."""
+        learners = f"{self.learners} learner{'s' * (self.learners != 1)}"
+        samplers = f" and {self.samplers} sampler{'s' * (self.samplers != 1)}"
+        samplers += f" of {self.parts} processes" * (self.parts > 1)
+        return learners + samplers * bool(self.samplers) + " in the same places" * self.shared
 
     def place(self, sampler: int, part: int) -> int:
         """The place of a part of a sampler."""
@@ -125,9 +133,7 @@ class Session:
             ray.shutdown()
         else:
             remove_placement_group(self.places)
-        if self.guard is not None and self.guard.stdin is not None:
-            self.guard.stdin.close()
-            self.guard.wait()
+        _dismiss(self.guard)
 
 
 def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Session:
@@ -149,14 +155,19 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
     except BaseException:
         if owner:
             ray.shutdown()
+            _dismiss(guard)
         raise
-    share = -(-sum(numbers.bundles) // len(nodes))
+    machines = placement_group_table(places)["bundles_to_node_id"]
+    crowd = most_on_a_machine(numbers.bundles, machines)
+    order = sorted(machines)
+    if numbers.shared:
+        order.sort(key=machines.__getitem__)  # those of a machine together
     return Session(
         places=places,
-        order=_by_machine(places) if numbers.shared else list(range(len(numbers.bundles))),
+        order=order,
         numbers=numbers,
         gpus=gpus,
-        threads=config.model.threads or max(1, num_cores() // share),
+        threads=config.model.threads or max(1, num_cores() // crowd),
         owner=owner,
         guard=guard,
     )
@@ -172,10 +183,16 @@ def _refuse_too_many_parts(config: Config, gpus: Sequence[float]) -> None:
         )
 
 
-def _by_machine(places: Any) -> list[int]:
-    """The numbers of the places in an order that keeps those of a machine together."""
-    nodes = placement_group_table(places)["bundles_to_node_id"]
-    return sorted(nodes, key=lambda number: (nodes[number], number))
+def most_on_a_machine(bundles: Sequence[int], machines: Mapping[int, str]) -> int:
+    """Processes on the machine that has most of them.
+
+    machines: of each place, by number. Example, two places of "a" and a larger one of "b":
+        most_on_a_machine([1, 1, 4], {0: "a", 1: "a", 2: "b"}) == 4
+    """
+    counts: Counter[str] = Counter()
+    for place, machine in machines.items():
+        counts[machine] += bundles[place]
+    return max(counts.values())
 
 
 def _reserve(config: Config, gpus: bool, say: Callable[[str], None]) -> tuple[Any, Numbers]:
@@ -214,8 +231,7 @@ def _reserve(config: Config, gpus: bool, say: Callable[[str], None]) -> tuple[An
         raise
     if numbers != everyone:
         say(
-            f"going on with {numbers.learners} of {everyone.learners} learners and "
-            f"{numbers.samplers} of {everyone.samplers} samplers "
+            f"going on with {numbers} in place of {everyone} "
             f"(cluster.least_learners = {cluster.least_learners})"
         )
     return places, numbers
@@ -242,12 +258,10 @@ def fitting(config: Config, room: int) -> Numbers | None:
 
 
 def _no_room(numbers: Numbers) -> str:
-    has, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
-    parts = f" of {numbers.parts} processes" * (numbers.parts > 1)
-    where = " in the same places" * numbers.shared
+    has, machines = ray.cluster_resources(), sum(node["Alive"] for node in ray.nodes())
     return (
-        f"no room for {numbers.learners} learners and {numbers.samplers} samplers{parts}{where} on "
-        f"{len(nodes)} machines with {has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs"
+        f"no room for {numbers} on {machines} machine{'s' * (machines != 1)} with "
+        f"{has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs"
     )
 
 
@@ -266,9 +280,11 @@ def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
                 ray.init(
                     address="local", include_dashboard=False, object_store_memory=store, **quiet
                 )
-        except Exception as error:
+        except BaseException as error:
             ray.shutdown()
             _kill(p for p in psutil.Process().children(recursive=True) if p not in before)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             raise EngineLost(f"the cluster did not come up: {first_line(error)}") from error
         daemons = [p for p in psutil.Process().children() if p not in before]
         return start_guard(config.cluster.silent_seconds, daemons)
@@ -295,6 +311,13 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():  # elsewhere none can be set
             signal.signal(signal.SIGTERM, before)
+
+
+def _dismiss(guard: subprocess.Popen[bytes] | None) -> None:
+    """Tells a guard that the run is over, and waits until it has looked for what is left."""
+    if guard is not None and guard.stdin is not None:
+        guard.stdin.close()
+        guard.wait()
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:

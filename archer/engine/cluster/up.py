@@ -166,7 +166,8 @@ def status(hostfile: Path | None) -> Outcome:
         elif "error" in there[name]:
             rows.append((name, "missing", there[name]["error"]))
         else:
-            rows.append((name, "missing", f"{there[name]['processes']} of its processes run"))
+            whose = "the cluster's" if cluster.local else "its"
+            rows.append((name, "missing", f"{there[name]['processes']} of {whose} processes run"))
     rows += [(n, "not ours", _has(nodes[n])) for n in sorted(nodes.keys() - set(cluster.names))]
     width = max(len(name) for name, *_ in rows)
     lines = [f"{name:<{width}}  {state:<8}  {more}" for name, state, more in rows]
@@ -318,14 +319,13 @@ def _stop(cluster: Cluster, file: Path, reached: Container[str] | None = None) -
     they do not even answer, as after a wrong hostfile.
     """
     request = {"verb": "stop", "cluster": cluster.mark, "address": cluster.address}
-    replies = _ask(
-        cluster, dict.fromkeys(cluster.names, request), 3 * GRACE_SECONDS + ANSWER_SECONDS
-    )
+    machines = ("this machine",) if cluster.local else cluster.names
+    replies = _ask(cluster, dict.fromkeys(machines, request), 3 * GRACE_SECONDS + ANSWER_SECONDS)
     if reached is not None:
         replies = {n: r for n, r in replies.items() if n in reached or r["reached"]}
     left = tuple(name for name, reply in replies.items() if "error" in reply)
     if left:
-        _remember(replace(cluster, names=left), file)
+        _remember(cluster if cluster.local else replace(cluster, names=left), file)
     else:
         file.unlink(missing_ok=True)
     return replies
@@ -424,12 +424,18 @@ def _remember(cluster: Cluster, file: Path) -> None:
 
 
 def _remembered(hostfile: Path | None) -> Cluster:
+    file = _file(hostfile)
     try:
-        found = json.loads(_file(hostfile).read_text())
+        found = json.loads(file.read_text())
     except FileNotFoundError:
         raise ValueError(
             f"nothing is up that archer cluster up {_option(hostfile)} started; "
             "clusters of others are left alone"
+        ) from None
+    except json.JSONDecodeError:  # it is complete before anything is started
+        raise ValueError(
+            f"archer cluster up {_option(hostfile)} was killed before it started anything; "
+            f"rm {file}"
         ) from None
     return Cluster(**{**found, "names": tuple(found["names"])})
 
