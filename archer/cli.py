@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="plan for N GPUs, which need not be here",
+        help="plan for a cluster run on N GPUs, which need not be here",
     )
     made.add_argument("--gpu", default="h100", metavar="KIND", help="a100, h100 or h200")
 

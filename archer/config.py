@@ -44,7 +44,8 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of torch; 0 takes one per core. The same run needs the same number."""
+    """CPU threads of torch in each process; 0 divides the cores among those of a machine. The same
+    run needs the same number."""
     checkpoint_activations: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
@@ -137,7 +138,7 @@ class VerifyConfig(Section):
     """Judging responses."""
 
     workers: int = Field(default=0, ge=0)
-    """Worker processes; 0 takes one per core."""
+    """Worker processes, on each machine of a cluster; 0 takes one per core."""
     cpu_seconds: float = Field(default=5.0, gt=0, le=MAX_CPU_SECONDS)
     """CPU time that one verdict may take."""
     answer_pattern: str = "box"
@@ -227,7 +228,7 @@ class UpdateConfig(Section):
     constant: float | None = Field(default=None, gt=0)
     """Divisor of a sequence's sum with average = constant; the token limit if not given."""
     old_logp: Literal["score", "sampler"] = "score"
-    """Old log-probs from a pass of the learner, or the in-process sampler's as they are."""
+    """Old log-probs from a pass of the learner, or the sampler's as they are (not vLLM's)."""
     recompute_partition: bool = False
     """Part tokens by the present entropy at every update, as the released code does."""
     learning_rate: float = Field(gt=0)
@@ -309,9 +310,11 @@ class ClusterConfig(Section):
     least_learners: int = Field(default=0, ge=0)
     """Where machines are lost the run goes on with so few, and one sampler; 0: with all or not."""
     restarts: int = Field(default=3, ge=0)
-    """How often the run goes on from its last checkpoint by itself when a learner is lost."""
+    """How often the run goes on from its last checkpoint by itself when what cannot be replaced is
+    lost; and how often a sampler that ends before it is ready is begun again."""
     silent_seconds: float = Field(default=60.0, gt=0)
-    """A process that has not answered for so long is taken for dead, and replaced."""
+    """A process that has not answered for so long is taken for dead. A run that may go on with
+    fewer learners waits as long for room for all."""
     wait_seconds: float = Field(default=1800.0, gt=0)
     """Longest wait for one thing: a process's place, a model to load, an optimizer step, an answer
     to a problem."""

@@ -248,7 +248,10 @@ def environment(config: Config, data: Data) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "device": str(resolve_device(config.model.device)),
+        # Of a cluster this machine may be the one without a GPU.
+        "device": config.model.device
+        if config.engine == "cluster"
+        else str(resolve_device(config.model.device)),
         "threads": num_threads(config),
         "data": {
             "hashes": data.hashes,

@@ -17,7 +17,7 @@ import pytest
 
 from archer.cli import main
 from archer.config import config_from
-from archer.engine.cluster.session import Numbers, fitting, most_on_a_machine
+from archer.engine.cluster.session import Numbers, fitting, shared_out
 from tests.drive import Drive, gone, rollouts
 from tests.machines import two_machines
 
@@ -75,9 +75,10 @@ def test_numbers_are_said_in_words() -> None:
     assert said(learners=1, samplers=1, shared=1) == "1 learner and 1 sampler in the same places"
 
 
-def test_cores_are_shared_out_by_the_machine_that_has_most_processes() -> None:
-    assert most_on_a_machine([1, 1, 4], {0: "a", 1: "a", 2: "b"}) == 4
-    assert most_on_a_machine([1, 1, 1, 1], {0: "a", 1: "b", 2: "b", 3: "b"}) == 3
+def test_cores_are_shared_out_among_the_processes_of_each_machine() -> None:
+    cores = {"a": 8, "b": 5}
+    assert shared_out(cores, [1, 1, 2], {0: "a", 1: "a", 2: "b"}) == {0: 4, 1: 4, 2: 2}
+    assert shared_out(cores, [1, 8], {0: "a", 1: "b"}) == {0: 8, 1: 1}
 
 
 RECIPE = """

@@ -313,6 +313,7 @@ def test_the_published_recipes_fit_one_and_two_machines(
     flat = " ".join(said.split())
     assert f"{gpus} learners that sample too, by turns, on {gpus // 8} machine" in flat
     assert "(h100, 80.0 GB each)" in flat
+    assert f"archer train RECIPE engine=cluster cluster.learners={gpus} " in flat
     assert max(map(len, said.splitlines())) <= 80
 
 

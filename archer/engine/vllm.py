@@ -131,19 +131,25 @@ class VllmSampler:
             distributed_executor_backend=None if part is None else "external_launcher",
             # vLLM's own reductions look for the others' GPUs, and each process sees its own alone.
             disable_custom_all_reduce=part is not None,
+            compilation_config={"pass_config": {"fuse_allreduce_rms": False}} if part else None,
         )
+        # vLLM keeps a stream for each thread, and a Ray actor is made in another one than it works.
+        self._stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
 
     def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Takes over all parameters, by the names that transformers gives them."""
+        self._use_own_stream()
         if self._asleep:
             torch.cuda.empty_cache()  # what a learner in this process has left of the memory
             self._llm.wake_up()
             self._asleep = False
         self._llm.collective_rpc(_load, args=(tensors,))
-        self._llm.reset_prefix_cache()  # keys and values of the weights before
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps keys and values of the weights before")
 
     def sleep(self) -> bool:
         """Gives the GPU's memory back, weights too, until the next `take`; False where it stays."""
+        self._use_own_stream()
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
@@ -157,6 +163,7 @@ class VllmSampler:
         Entropies are not known: NaN. Where a model is cut over processes all of them go through
         this together, each with the same requests, and it ends for all when it does for the first.
         """
+        self._use_own_stream()
         wanted = [(i, j) for i, r in enumerate(requests) for j in range(len(r.names))]
         ids = self._llm.enqueue(
             [{"prompt_token_ids": requests[i].prompt_ids.tolist()} for i, _ in wanted],
@@ -188,6 +195,11 @@ class VllmSampler:
                 if self._leads and not stepping:  # in the midst of a step the others don't listen
                     self._goes_on(False)
                 self._llm.llm_engine.abort_request(list(places))
+
+    def _use_own_stream(self) -> None:
+        """Has this thread go on where the one that made vLLM, or called it last, has stopped."""
+        if self._stream is not None:
+            torch.cuda.set_stream(self._stream)
 
     def _goes_on(self, wanted: bool) -> bool:
         """Whether there is a next step: what the process with the first part wants."""

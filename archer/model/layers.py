@@ -148,7 +148,8 @@ class RMSNorm(nn.Module):
         self.weight, self.epsilon = other.weight, other.variance_epsilon
 
     def forward(self, hidden: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
-        if not torch.is_grad_enabled():
+        # In half precision it rounds once, and with a gradient twice, as transformers and vLLM do.
+        if not torch.is_grad_enabled() and hidden.dtype == torch.float32:
             width = (hidden.shape[-1],)
             return functional.rms_norm(hidden, width, self.weight, self.epsilon)
         return _RMSNorm.apply(hidden, self.weight, self.epsilon)  # type: ignore[no-any-return,no-untyped-call]

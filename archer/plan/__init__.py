@@ -510,6 +510,7 @@ def _gpu_lines(job: Job, place: Placement) -> Lines:
         ),
         *_offloaded(job, place),
         *_cluster_time_lines(job, times, most),
+        ("to run it", f"archer train RECIPE engine=cluster cluster.learners={place.learners}"),
         ("taken for known", "a written cost model (docs/scale.md), not measured on such GPUs"),
     ]
     if sequences < place.learners:

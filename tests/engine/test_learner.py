@@ -278,6 +278,15 @@ def test_bfloat16_weights_follow_float32_masters() -> None:
         assert torch.equal(weight, learner.masters[name].to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_bfloat16_scores_are_those_that_gradients_are_taken_of(kind: Kind) -> None:
+    """Else ratios would not be 1 at a first update, nor KL 0 at a first step."""
+    objective, batch = an_objective("grpo")
+    learner = a_learner(objective, model=tiny_model(kind, tied=True).to(torch.bfloat16))
+    for scored, learned in zip(learner.score(batch), learner.log_probs(batch), strict=True):
+        assert torch.equal(scored, learned)
+
+
 def test_checkpointing_activations_changes_no_gradient() -> None:
     objective, batch = an_objective("archer")
     plain = gradient(a_learner(objective), [batch])

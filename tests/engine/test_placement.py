@@ -104,5 +104,5 @@ def test_a_sampler_that_is_cut_finds_no_place_where_no_machine_has_room(placed: 
     config = config.model_copy(
         update={"cluster": config.cluster.model_copy(update={"wait_seconds": 2.0})}
     )
-    with pytest.raises(ValueError, match="3 learners and 1 samplers of 2 processes on 2 machines"):
+    with pytest.raises(ValueError, match="3 learners and 1 sampler of 2 processes on 2 machines"):
         placed(config)

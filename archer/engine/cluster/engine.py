@@ -289,6 +289,7 @@ class ClusterEngine:
 
     def load(self, folder: Path) -> None:
         state = json.loads((folder / COUNTERS).read_text())
+        self.samplers.sleep()
         self._all("a checkpoint", "load", str(folder.resolve()), state)
         self.published = {}
         self._publish(state["policy_version"])

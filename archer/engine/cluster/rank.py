@@ -6,13 +6,11 @@ All ranks are told the same things in the same order, because most of what they 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed
 from torch import Tensor
@@ -30,6 +28,7 @@ from archer.engine.cluster.replica import (
     Replica,
     as_array,
     checksum,
+    choose_interface,
     here,
     put,
 )
@@ -52,8 +51,10 @@ class LearnerRank:
 
     def address(self) -> tuple[str, int]:
         """Opens the place where all ranks meet. Of rank 0 alone."""
-        host = here()[0]
-        self.store = dist.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
+        host, seconds = here()[0], timedelta(seconds=self.config.cluster.wait_seconds)
+        self.store = dist.TCPStore(
+            host, 0, self.world, is_master=True, wait_for_workers=False, timeout=seconds
+        )
         return host, self.store.port
 
     def join(self, host: str, port: int) -> None:
@@ -62,8 +63,7 @@ class LearnerRank:
         seconds = timedelta(seconds=config.cluster.wait_seconds)
         if self.store is None:
             self.store = dist.TCPStore(host, port, self.world, is_master=False, timeout=seconds)
-        if interface := _interface(here()[0]):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        choose_interface()
         cuda = self.device.type == "cuda"
         dist.init_process_group(
             backend(self.device.type, offload=config.cluster.offload),
@@ -111,6 +111,7 @@ class LearnerRank:
         tokens = learner.microbatch_tokens
         found = score(model, part, learner.temperature, tokens, everyone=self.everyone)
         model.reshard()  # no backward pass follows that would, and what is gathered would grow old
+        self._make_room()
         return found
 
     def update(
@@ -132,17 +133,22 @@ class LearnerRank:
             if self.rank == 0:
                 array = as_array(tensor)
                 bucket.append((name, array))
-                found, size = checksum([(name, tensor)], found), size + array.nbytes
+                found = checksum([(name, torch.from_numpy(array))], found)
+                size += array.nbytes
             if size >= BUCKET_BYTES:
                 buckets.append(put(bucket))
                 bucket, size = [], 0
             del tensor  # the last one would stay on the GPU
-        if self.device.type == "cuda" and not self.config.cluster.samplers:
-            torch.cuda.empty_cache()  # who samples next shares it
+        self._make_room()
         if self.rank:
             return None
         buckets.append(put(bucket))
         return Published(version=version, checksum=found, buckets=tuple(buckets))
+
+    def _make_room(self) -> None:
+        """Gives back what torch has kept of a GPU's memory, where another process samples next."""
+        if self.device.type == "cuda" and not self.config.cluster.samplers and self.replica is None:
+            torch.cuda.empty_cache()
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, published: Published
@@ -181,15 +187,3 @@ def backend(device: str, *, offload: bool) -> str:
     if device != "cuda":
         return "gloo"
     return "cpu:gloo,cuda:nccl" if offload else "nccl"
-
-
-def _interface(address: str) -> str | None:
-    """The network interface of this machine that has an address.
-
-    Gloo would take the one that the machine's name stands for, which often is loopback: then ranks
-    on other machines are not found.
-    """
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in entries):
-            return name
-    return None

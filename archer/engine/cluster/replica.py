@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ class Replica:
     ) -> None:
         """part: of a model that is cut over processes; others: those, told by the first one."""
         torch.set_num_threads(threads)
+        choose_interface()
         self.others = others
         self.sampler: Sampler | VllmSampler
         if config.rollout.sampler == "vllm":
@@ -170,6 +172,17 @@ def here() -> tuple[str, int]:
     """Address of this machine, and this process's number on it."""
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     return address, os.getpid()
+
+
+def choose_interface() -> None:
+    """Has gloo meet others at the address that Ray knows this machine by.
+
+    It would take the network interface that the machine's name stands for, which often is loopback:
+    then processes on other machines are not found.
+    """
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == here()[0] for entry in entries):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def put(bucket: Any) -> Any:

@@ -107,8 +107,8 @@ class Session:
     """The places' numbers in Ray, machine by machine where samplers are cut over the learners'."""
     numbers: Numbers
     gpus: bool
-    threads: int
-    """Of torch, in each process."""
+    threads: dict[int, int]
+    """Of torch, in each process, by the places' numbers in Ray."""
     owner: bool
     """Whether the connection is ours to end."""
     guard: subprocess.Popen[bytes] | None = None
@@ -117,6 +117,7 @@ class Session:
     def start(self, kind: type, place: int, *arguments: Any, **options: Any) -> Any:
         """A process with an object of a class, at one of the places; it may still be starting."""
         share = 0.5 if self.numbers.shared else 1.0
+        threads = self.threads[self.order[place]]
         actor = ray.remote(concurrency_groups=THREADS)(kind).options(
             num_cpus=SLIVER * share,
             num_gpus=share if self.gpus else 0,
@@ -124,9 +125,9 @@ class Session:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self.places, placement_group_bundle_index=self.order[place]
             ),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )
-        return actor.remote(*arguments, threads=self.threads, **options)
+        return actor.remote(*arguments, threads=threads, **options)
 
     def close(self) -> None:
         if self.owner:
@@ -158,7 +159,11 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
             _dismiss(guard)
         raise
     machines = placement_group_table(places)["bundles_to_node_id"]
-    crowd = most_on_a_machine(numbers.bundles, machines)
+    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 1)) for node in ray.nodes()}
+    cores[ray.get_runtime_context().get_node_id()] = num_cores()  # as it is without Ray
+    threads = shared_out(cores, numbers.bundles, machines)
+    if config.model.threads:
+        threads = dict.fromkeys(threads, config.model.threads)
     order = sorted(machines)
     if numbers.shared:
         order.sort(key=machines.__getitem__)  # those of a machine together
@@ -167,7 +172,7 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
         order=order,
         numbers=numbers,
         gpus=gpus,
-        threads=config.model.threads or max(1, num_cores() // crowd),
+        threads=threads,
         owner=owner,
         guard=guard,
     )
@@ -183,16 +188,19 @@ def _refuse_too_many_parts(config: Config, gpus: Sequence[float]) -> None:
         )
 
 
-def most_on_a_machine(bundles: Sequence[int], machines: Mapping[int, str]) -> int:
-    """Processes on the machine that has most of them.
+def shared_out(
+    cores: Mapping[str, int], bundles: Sequence[int], machines: Mapping[int, str]
+) -> dict[int, int]:
+    """Threads of a process in each place: the cores of a machine are divided among those on it.
 
-    machines: of each place, by number. Example, two places of "a" and a larger one of "b":
-        most_on_a_machine([1, 1, 4], {0: "a", 1: "a", 2: "b"}) == 4
+    bundles: processes in each place; machines: where each is. Example, two places on "a" and one of
+    two processes on "b":
+        shared_out({"a": 8, "b": 5}, [1, 1, 2], {0: "a", 1: "a", 2: "b"}) == {0: 4, 1: 4, 2: 2}
     """
-    counts: Counter[str] = Counter()
+    crowds: Counter[str] = Counter()
     for place, machine in machines.items():
-        counts[machine] += bundles[place]
-    return max(counts.values())
+        crowds[machine] += bundles[place]
+    return {place: max(1, cores[m] // crowds[m]) for place, m in machines.items()}
 
 
 def _reserve(config: Config, gpus: bool, say: Callable[[str], None]) -> tuple[Any, Numbers]:
