@@ -278,7 +278,7 @@ def _meet(part: Part) -> Any:
 
 
 def _load(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    worker.model_runner.reload_weights(weights_iterator=tensors)
+    worker.reload_weights(weights_iterator=tensors)
     model = worker.model_runner.get_model()
     if worker.device.type == "cpu" and model.config.tie_word_embeddings:
         # No weights come for a tied head, so vLLM would keep the copy that it packed for the CPU.
