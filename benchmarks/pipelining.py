@@ -16,8 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import archer.engine.cluster.engine as cluster_engine
+import archer.engine.cluster.samplers as cluster_samplers
 from archer.config import load_config
 from archer.engine.cluster.rank import LearnerRank
 from archer.engine.cluster.replica import Replica
@@ -81,13 +83,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     replica, rank = slowed(options.seconds)
-    cluster_engine.Replica, cluster_engine.LearnerRank = replica, rank  # type: ignore[misc]
     print(f"sampling {options.seconds:g} s, learning {options.seconds:g} s a step")
     print("ahead   learner waits   sampler waits   a step")
-    for ahead in (0, 1):
-        learner, sampler, seconds = idle_shares(options.steps, ahead)
-        waits = f"{sampler:.1%}" if ahead else "-"
-        print(f"{ahead:5}   {learner:13.1%}   {waits:>13}   {seconds:.2f} s", flush=True)
+    with (
+        patch.object(cluster_samplers, "Replica", replica),  # which fails where that is not used
+        patch.object(cluster_engine, "LearnerRank", rank),
+    ):
+        for ahead in (0, 1):
+            learner, sampler, seconds = idle_shares(options.steps, ahead)
+            waits = f"{sampler:.1%}" if ahead else "-"
+            print(f"{ahead:5}   {learner:13.1%}   {waits:>13}   {seconds:.2f} s", flush=True)
 
 
 if __name__ == "__main__":
