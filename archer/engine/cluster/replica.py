@@ -58,7 +58,8 @@ class Replica:
     ) -> None:
         """part: of a model that is cut over processes; others: those, told by the first one."""
         torch.set_num_threads(threads)
-        choose_interface()
+        if part is not None:
+            choose_interface()
         self.others = others
         self.sampler: Sampler | VllmSampler
         if config.rollout.sampler == "vllm":
@@ -180,8 +181,9 @@ def choose_interface() -> None:
     It would take the network interface that the machine's name stands for, which often is loopback:
     then processes on other machines are not found.
     """
+    address, _ = here()
     for name, entries in psutil.net_if_addrs().items():
-        if any(entry.address == here()[0] for entry in entries):
+        if any(entry.address == address for entry in entries):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
