@@ -36,11 +36,11 @@ def slowed(seconds: float) -> tuple[type, type]:
     """
 
     class SlowReplica(Replica):
-        def generate(self, *arguments: Any) -> Iterator[Any]:
+        def generate_by_step(self, *arguments: Any) -> Iterator[Any]:
             start = time.perf_counter()
-            samples = list(super().generate(*arguments))
+            steps = list(super().generate_by_step(*arguments))
             time.sleep(max(0.0, seconds - (time.perf_counter() - start)))
-            yield from (sample for sample in samples)  # Ray wants a generator's own iterator
+            yield from (samples for samples in steps)  # Ray wants a generator's own iterator
 
     class SlowRank(LearnerRank):
         def update(self, *arguments: Any, **knobs: Any) -> Any:

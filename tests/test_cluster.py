@@ -150,11 +150,12 @@ def slowed(seed: int) -> tuple[type, type]:
         return random.Random(f"{seed} {own} {time.time()}").choice([0.0, 0.0, 0.1, 0.6])
 
     class SlowReplica(Replica):
-        def generate(self, *arguments: Any) -> Iterator[Any]:
-            for sample in super().generate(*arguments):
-                if sample.number == 0:
-                    time.sleep(seconds(1))
-                yield sample
+        def generate_by_step(self, *arguments: Any) -> Iterator[Any]:
+            for samples in super().generate_by_step(*arguments):
+                for sample in samples:
+                    if sample.number == 0:
+                        time.sleep(seconds(1))
+                    yield [sample]
 
     class SlowRank(LearnerRank):
         def update(self, *arguments: Any, **knobs: Any) -> Any:

@@ -9,7 +9,7 @@ else does, neither time nor chance; so the same call gives the same numbers to t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,14 @@ class Sampler:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
     ) -> Generator[Sample, None, None]:
-        """Yields completions as they finish.
+        """Yields completions as they finish."""
+        for finished in self.generate_by_step(requests, sampling, policy_version=policy_version):
+            yield from finished
+
+    def generate_by_step(
+        self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
+    ) -> Generator[list[Sample], None, None]:
+        """Yields all completions that a step has finished, at once.
 
         At most `cache_tokens` tokens are in flight, counted at full length; at least one row is.
         """
@@ -154,7 +161,8 @@ class Sampler:
             if fed:
                 logits.insert(0, self._step(rows[:fed], cache, device))
             self._extend(rows, torch.cat(logits) if len(logits) > 1 else logits[0], sampling)
-            yield from self._retire(rows, requests, sampling, policy_version, cache)
+            if finished := self._retire(rows, requests, sampling, policy_version, cache):
+                yield finished
 
     def _new_cache(self, slots: int, capacity: int, device: torch.device) -> _Cache:
         config = self.model.config
@@ -263,8 +271,9 @@ class Sampler:
         sampling: Sampling,
         policy_version: int,
         cache: _Cache,
-    ) -> Iterator[Sample]:
+    ) -> list[Sample]:
         """Takes finished rows out; the last row moves into the place of each."""
+        samples: list[Sample] = []
         slot = 0
         while slot < len(rows):
             row = rows[slot]
@@ -288,7 +297,8 @@ class Sampler:
                 in_thought=request.in_thought,
                 text=text,
             )
-            yield Sample(row.request, row.number, completion)
+            samples.append(Sample(row.request, row.number, completion))
+        return samples
 
     def _finished(self, row: _Row, sampling: Sampling) -> tuple[StopReason, str] | None:
         """Why the row ends here, with its text; None while it goes on."""

@@ -158,7 +158,14 @@ class VllmSampler:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int = 0
     ) -> Generator[Sample, None, None]:
-        """Yields completions as they finish; what is left is dropped if nobody asks for more.
+        """Yields completions as they finish; what is left is dropped if nobody asks for more."""
+        for finished in self.generate_by_step(requests, sampling, policy_version=policy_version):
+            yield from finished
+
+    def generate_by_step(
+        self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
+    ) -> Generator[list[Sample], None, None]:
+        """Yields all completions that a step has finished, at once; drops the rest when closed.
 
         Entropies are not known: NaN. Where a model is cut over processes all of them go through
         this together, each with the same requests, and it ends for all when it does for the first.
@@ -178,18 +185,18 @@ class VllmSampler:
                 stepping = True
                 if not self._llm.llm_engine.has_unfinished_requests():
                     raise RuntimeError(f"vLLM ended without {len(places)} of its completions")
-                # All of a step at once: what is left is then the same in every process.
-                finished = [
+                outputs = [
                     (places.pop(output.request_id), output.outputs[0])
                     for output in self._llm.llm_engine.step()
                     if output.finished and output.request_id in places
                 ]
                 stepping = False
-                for (number, sample), output in finished:
-                    completion = self._completion(
-                        requests[number], output, sampling, policy_version
-                    )
-                    yield Sample(number, sample, completion)
+                finished = [
+                    Sample(i, j, self._completion(requests[i], output, sampling, policy_version))
+                    for (i, j), output in outputs
+                ]
+                if finished:
+                    yield finished
         finally:
             if places:
                 if self._leads and not stepping:  # in the midst of a step the others don't listen

@@ -280,7 +280,7 @@ def test_a_sampler_that_lives_and_says_nothing_is_not_waited_for_for_ever(
     from archer.engine.cluster.replica import Replica
 
     class Mute(Replica):
-        def generate(self, *arguments: Any) -> Iterator[Sample]:
+        def generate_by_step(self, *arguments: Any) -> Iterator[list[Sample]]:
             time.sleep(60.0)
             yield from ()
 

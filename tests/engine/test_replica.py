@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def published(version: int, seed: int, dtype: torch.dtype, wrong: int = 0) -> Pu
 
 
 def logps(own: Replica, of: Published) -> list[list[float]]:
-    samples = list(own.generate(ASKED, Sampling(max_tokens=3), of))
+    samples = list(chain(*own.generate_by_step(ASKED, Sampling(max_tokens=3), of)))
     assert {sample.completion.policy_version for sample in samples} == {of.version}
     return [sample.completion.logps.tolist() for sample in samples]
 

@@ -167,6 +167,20 @@ def test_each_prompt_is_prefilled_once_for_all_its_samples() -> None:
     assert fed == [sum(map(len, PROMPTS))]
 
 
+def test_what_a_step_finishes_comes_at_once() -> None:
+    model = tiny_model()
+    adapt(model)
+    sampler = Sampler(model, tiny_tokenizer(), stop_token_ids=(STOP,), cache_tokens=10_000)
+    sampling = Sampling(max_tokens=40)
+    steps = list(sampler.generate_by_step(requests(), sampling, policy_version=0))
+    lengths = [{len(sample.completion.token_ids) for sample in samples} for samples in steps]
+    assert all(len(of_a_step) == 1 for of_a_step in lengths)  # all began together
+    assert lengths == sorted(lengths, key=max)
+    assert len(set.union(*lengths)) == len(steps) < sum(map(len, steps))
+    alone = list(sampler.generate(requests(), sampling, policy_version=0))
+    assert [sample[:2] for samples in steps for sample in samples] == [s[:2] for s in alone]
+
+
 def test_no_requests_give_no_samples() -> None:
     model = tiny_model()
     adapt(model)

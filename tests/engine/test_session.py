@@ -164,10 +164,11 @@ def test_a_sampler_that_dies_late_in_a_long_call_has_its_time_to_start_again(
     from archer.engine.cluster.replica import Replica
 
     class Slow(Replica):
-        def generate(self, *arguments: Any) -> Iterator[Any]:
-            for sample in super().generate(*arguments):
-                time.sleep(2.0)
-                yield sample
+        def generate_by_step(self, *arguments: Any) -> Iterator[Any]:
+            for samples in super().generate_by_step(*arguments):
+                for sample in samples:
+                    time.sleep(2.0)
+                    yield [sample]
 
     monkeypatch.setattr(of_samplers, "Replica", Slow)
     config = recipe()

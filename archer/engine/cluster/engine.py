@@ -161,14 +161,14 @@ class ClusterEngine:
             for i, numbers in unit.entries
         ]
         unit.process, unit.waited = self._sampling()[unit.place], 0.0
-        unit.stream = unit.process.generate.options(num_returns="streaming").remote(
+        unit.stream = unit.process.generate_by_step.options(num_returns="streaming").remote(
             own, sampling, published
         )
 
     def _take(self, unit: _Unit) -> Iterator[Sample]:
         """What has come of a unit; what came before its sampler was lost is the same, and known."""
         try:
-            sample = ray.get(next(unit.stream))
+            samples = ray.get(next(unit.stream))
         except StopIteration:
             unit.done = True
             return
@@ -188,11 +188,12 @@ class ClusterEngine:
                 raise EngineLost(f"{unit.place}: {last_line(error)}") from error
             unit.stream = None  # what sampled is gone
             return
-        entry, numbers = unit.entries[sample.request]
-        place = entry, numbers[sample.number]
-        if place not in unit.known:
-            unit.known.add(place)
-            yield Sample(*place, sample.completion)
+        for sample in samples:
+            entry, numbers = unit.entries[sample.request]
+            place = entry, numbers[sample.number]
+            if place not in unit.known:
+                unit.known.add(place)
+                yield Sample(*place, sample.completion)
 
     def _replace_lost(self, units: Sequence[_Unit]) -> list[tuple[str, _Unit]]:
         """Units whose sampler is gone, and the one that each is to go to."""

@@ -150,12 +150,12 @@ class LearnerRank:
         if self.device.type == "cuda" and not self.config.cluster.samplers and self.replica is None:
             torch.cuda.empty_cache()
 
-    def generate(
+    def generate_by_step(
         self, requests: Sequence[Request], sampling: Sampling, published: Published
-    ) -> Iterator[Sample]:
+    ) -> Iterator[list[Sample]]:
         """Samples beside the learner, which has to wait."""
         assert self.replica is not None, "others sample"
-        yield from self.replica.generate(requests, sampling, published)
+        yield from self.replica.generate_by_step(requests, sampling, published)
 
     def save(self, folder: str) -> dict[str, int]:
         """Copies this rank's part of a checkpoint and begins to write it; the learner's counters.

@@ -69,17 +69,21 @@ class Replica:
         else:
             self.sampler = _own(config)
         self.version = -1
-        self.running: Generator[Sample, None, None] | None = None
+        self.running: Generator[list[Sample], None, None] | None = None
 
-    def generate(
+    def generate_by_step(
         self, requests: Sequence[Request], sampling: Sampling, published: Published
-    ) -> Iterator[Sample]:
-        """Samples with the weights of that version, fetched first where they are not here."""
+    ) -> Iterator[list[Sample]]:
+        """Samples with the weights of that version, fetched first where they are not here.
+
+        What a step has finished goes to the loop at once: a message costs more than an answer.
+        """
         self.leave()
         self.fetch(published)
         for other in self.others:
             other.follow.remote(requests, sampling, published.version)
-        self.running = self.sampler.generate(requests, sampling, policy_version=published.version)
+        version = published.version
+        self.running = self.sampler.generate_by_step(requests, sampling, policy_version=version)
         yield from self.running
 
     def leave(self) -> None:
@@ -100,7 +104,7 @@ class Replica:
         try:
             if self.version != version:
                 raise RuntimeError(f"this part has version {self.version}, not {version}")
-            for _ in self.sampler.generate(requests, sampling, policy_version=version):
+            for _ in self.sampler.generate_by_step(requests, sampling, policy_version=version):
                 pass
             ended = True
         finally:
