@@ -1,6 +1,6 @@
 """What each thing costs that a cluster does beside computing: the constants of `archer.plan`.
 
-    chrt -f 1 python benchmarks/cluster_costs.py
+    python benchmarks/cluster_costs.py
 
 Two learners on a Ray cluster of this machine, a thread each, and models so small that what is left
 is the cost of the cluster itself: times of two depths and two sizes are compared with those of one
@@ -144,6 +144,11 @@ def of_the_verbs(repeat: int) -> dict[str, float]:
     def per_layer(verb: str) -> float:
         return (beside(verb, DEEP) - beside(verb, SHALLOW)) / (DEEP - SHALLOW)
 
+    def completion(learners: int) -> float:
+        """Of one more in a call; each of two learners samples half of them."""
+        taken = sides[SHALLOW, learners]
+        return (taken["many"] - taken["few"]) / (512 - 64)
+
     ours = sides[SHALLOW, 2]
     return {
         "a layer of a forward pass": per_layer("score"),
@@ -152,7 +157,7 @@ def of_the_verbs(repeat: int) -> dict[str, float]:
         "score beside that": beside("score", SHALLOW) - (SHALLOW + 1) * per_layer("score"),
         "update beside that": beside("update", SHALLOW) - (SHALLOW + 1) * per_layer("update"),
         "publish beside that": beside("publish", SHALLOW) - SHALLOW * per_layer("publish"),
-        "a completion": (beside("many", SHALLOW) - beside("few", SHALLOW)) / (512 - 64),
+        "a completion": completion(2) - completion(0) / 2,
         "a generate": beside("few", SHALLOW),
         **{name: seconds for name, seconds in ours.items() if name.startswith("ray: ")},
     }

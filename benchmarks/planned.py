@@ -1,6 +1,6 @@
 """What `archer plan` says of a cluster on this machine's CPUs, beside what the run then takes.
 
-    chrt -f 1 python benchmarks/planned.py [--rounds 3] [--recipe recipes/tiny.toml] [--steps 30]
+    python benchmarks/planned.py [--rounds 3] [--recipe recipes/tiny.toml] [--steps 30]
 
 Two learners that sample by turns, and two learners beside two samplers. In each round each of them
 is run and planned, one right after the other, for a plan measures the machine's speed. Memory is

@@ -375,6 +375,17 @@ def test_the_speed_of_this_machine_is_measured_and_threads_are_left_as_they_were
     assert torch.get_num_threads() == before
     assert 1e8 < speed.decoding < 1e14 and 1e8 < speed.training < 1e14
     assert 1e7 < speed.memory < 1e13
+    assert 0.1 < speed.pace < 100
+
+
+def test_where_small_calls_take_longer_the_operations_do_not() -> None:
+    calls = estimate_seconds(job(), Speed(training=1e30, decoding=1e30, memory=1e30))
+    once = estimate_seconds(job(), SPEED)
+    thrice = estimate_seconds(job(), replace(SPEED, pace=3.0))
+    assert calls.update > 0 and once.update > calls.update
+    for part in ("sampling", "score", "update"):
+        more = getattr(thrice, part) - getattr(once, part)
+        assert more == pytest.approx(2 * getattr(calls, part))
 
 
 # ------------------------------------------------------------------ what is missing

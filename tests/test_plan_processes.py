@@ -212,6 +212,17 @@ def test_a_rank_alone_gathers_nothing() -> None:
     assert alone == pytest.approx(PUBLISH_SECONDS + 20 * TENSOR_SECONDS + 2 * 4 * 2850 / 1e9)
 
 
+@pytest.mark.parametrize("processes", [BY_TURNS, APART])
+def test_where_small_calls_take_longer_so_do_messages(processes: Processes) -> None:
+    nothing_else = Speed(training=1e30, decoding=1e30, memory=1e30)
+    messages = process_times(a_job(), nothing_else, processes)
+    once = process_times(a_job(), SPEED, processes)
+    thrice = process_times(a_job(), replace(SPEED, pace=3.0), processes)
+    for part in ("sampling", "score", "update", "weights"):
+        more = getattr(thrice, part) - getattr(once, part)
+        assert more == pytest.approx(2 * getattr(messages, part))
+
+
 def test_more_processes_than_cores_slow_each_other() -> None:
     """Two with two threads each on two cores take turns: each has the memory for itself then."""
     found = process_times(a_job(), SPEED, replace(APART, threads=2))

@@ -1,41 +1,41 @@
 """What a cluster costs beside computing: calls, messages, collectives, weights on their way.
 
 Measured by `benchmarks/cluster_costs.py` on two cores (torch 2.13.0, Ray 2.60; docs/scale.md): two
-learners with a thread each. Seconds stand between those of two machines (their geometric mean), of
-which one takes up to three times as long as the other; rates are the faster one's. Both plans of a
-cluster use them, for CPUs and for GPUs, because this part is Python and TCP on either.
+learners with a thread each; medians of three runs. Both plans of a cluster use them, for CPUs and
+for GPUs, because this part is Python and TCP on either.
 """
 
 from __future__ import annotations
 
 from archer.model.shapes import ModelShape
 
-ANSWER_SECONDS = 260e-6
-"""An answer in the loop: 170 us through Ray's stream from who sampled it, and 90 us for its verdict
-and its lines on disk (what a step of the tiny recipe takes beside its parts)."""
+ANSWER_SECONDS = 65e-6
+"""An answer in the loop: 23 us to come there with those that the same step of a sampler finished,
+and 42 us for its verdict and its lines on disk (what a step of the tiny recipe takes beside its
+parts)."""
 
-GENERATE_SECONDS = 15e-3
+GENERATE_SECONDS = 3.6e-3
 """A call that samples, beside its answers."""
 
-CALL_SECONDS = 145e-6
+CALL_SECONDS = 170e-6
 """A call to one process that is told something, and its answer."""
 
 DEALING_SECONDS = 100e-9
 """Of a sequence and a rank, where sequences are dealt to ranks by their work."""
 
-SCORE_SECONDS = 10e-3
+SCORE_SECONDS = 12e-3
 """A scoring pass on ranks beside its layers: its parts out and back, and one thing told to all."""
 
-UPDATE_SECONDS = 10e-3
+UPDATE_SECONDS = 17e-3
 """An optimizer step on ranks beside its layers: the same, two things told, the norm of all."""
 
-LAYER_SECONDS = {"score": 1.1e-3, "update": 3.5e-3}
+LAYER_SECONDS = {"score": 1.5e-3, "update": 4.2e-3}
 """A layer of a pass of a sharded model: its hooks, its gathers, and its reduction (gloo)."""
 
-TENSOR_SECONDS = 390e-6
+TENSOR_SECONDS = 780e-6
 """A tensor that is made whole on all ranks."""
 
-PUBLISH_SECONDS = 5e-3
+PUBLISH_SECONDS = 4e-3
 """A version of the weights beside its tensors and bytes."""
 
 GATHER_RATE = 1.15e9
@@ -47,7 +47,7 @@ CHECKSUM_RATE = 7e9
 FETCH_RATE = 1.1e9
 """Bytes a second that one machine gets from another one's object store."""
 
-TELL_SECONDS = 450e-6
+TELL_SECONDS = 720e-6
 """What every rank tells all others, for each of the others (gloo)."""
 
 PUT_RATE = 2.8e9

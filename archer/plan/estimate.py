@@ -111,7 +111,7 @@ class Speed:
     """What this machine does.
 
     Example, two CPU cores:
-        Speed(training=2.1e11, decoding=1.4e11, memory=1.5e10)
+        Speed(training=2.1e11, decoding=1.4e11, memory=1.5e10, pace=1.1)
     """
 
     training: float
@@ -120,6 +120,21 @@ class Speed:
     """The same with one row for each answer in flight."""
     memory: float
     """Bytes a second that are read or written."""
+    pace: float = 1.0
+    """How long small calls of torch take, beside those on the machine that this file's and
+    `archer.plan.costs`' constants of seconds come from: 2.0 is half as fast."""
+
+    @property
+    def over_pace(self) -> Speed:
+        """What this machine does in `pace` seconds, in which it makes the calls of one there.
+
+        Seconds that are worked out with it and with those constants count such seconds.
+        """
+        return Speed(
+            training=self.pace * self.training,
+            decoding=self.pace * self.decoding,
+            memory=self.pace * self.memory,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,10 +308,11 @@ def checkpoint_bytes(shape: ModelShape) -> int:
 
 def estimate_seconds(job: Job, speed: Speed) -> Seconds:
     """Of a training step, from its operations and its traffic."""
+    pace, speed = speed.pace, speed.over_pace
     return Seconds(
-        sampling=sampling_seconds(job, speed),
-        score=_score_seconds(job, speed),
-        update=_update_seconds(job, speed),
+        sampling=pace * sampling_seconds(job, speed),
+        score=pace * _score_seconds(job, speed),
+        update=pace * _update_seconds(job, speed),
     )
 
 
@@ -384,7 +400,11 @@ def pass_seconds(job: Job, groups: float) -> float:
 
 
 def measure_speed(job: Job, *, threads: int, budget: float = 0.1) -> Speed:
-    """Times products with one of the model's own matrices, and a copy, `budget` seconds each."""
+    """Times products with one of the model's own matrices, a copy and small calls.
+
+    budget: seconds of each product and of the copy; small calls take three times as long, so that
+    one interruption is not all there is.
+    """
     shape = job.shape
     training = min(largest_microbatch(job.config, job.lengths).rows, MOST_ROWS[job.device])
     decoding = answers_in_flight(job.config, job.lengths)
@@ -405,6 +425,7 @@ def measure_speed(job: Job, *, threads: int, budget: float = 0.1) -> Speed:
             training=product(training),
             decoding=product(decoding),
             memory=2 * block.nbytes / copying,
+            pace=_mean(small_calls, 3 * budget) / CALLS_SECONDS,
         )
     finally:
         torch.set_num_threads(before)
@@ -412,6 +433,31 @@ def measure_speed(job: Job, *, threads: int, budget: float = 0.1) -> Speed:
 
 MOST_ROWS = {"cpu": 512, "cuda": 8192}
 """More rows make a product no faster, only longer."""
+
+
+CALLS_SECONDS = 52e-6
+"""Of `small_calls`, on the machine that constants of seconds were measured on."""
+
+
+@torch.inference_mode()
+def small_calls() -> torch.Tensor:
+    """Some thirty calls of torch on a CPU, as a layer has, that compute next to nothing."""
+    hidden, matrix = torch.ones(8, 32), torch.full((32, 32), 0.03)
+    for _ in range(5):
+        hidden = hidden @ matrix
+        scale = hidden.pow(2).mean(-1, keepdim=True).add(1e-5).rsqrt()
+        hidden = torch.nn.functional.silu(hidden * scale)
+    return hidden
+
+
+def _mean(work: Callable[[], object], budget: float) -> float:
+    """Seconds of a call. With its interruptions: whoever shares the machine is there in a run."""
+    work()
+    start, calls = time.perf_counter(), 0
+    while (taken := time.perf_counter() - start) < budget:
+        work()
+        calls += 1
+    return taken / calls
 
 
 def _median(work: Callable[[], object], device: str, budget: float) -> float:

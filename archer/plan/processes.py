@@ -205,14 +205,15 @@ def _share(job: Job, places: int, *, of: int) -> Job:
 
 def process_times(job: Job, speed: Speed, processes: Processes) -> Times:
     """Seconds of a training step by part, with the speed of one process that has the machine."""
+    pace, speed = speed.pace, speed.over_pace
     overlap = bool(job.config.rollout.ahead and processes.samplers and not processes.by_turns)
     everyone = processes.learners + processes.samplers
     learners = everyone if overlap else processes.learners
     samplers = everyone if overlap else processes.samplers or processes.learners
-    slow, learning = processes.crowd(learners), _shared(speed, processes, learners)
+    slow, learning = pace * processes.crowd(learners), _shared(speed, processes, learners)
     sampling = _sampling_seconds(job, _shared(speed, processes, samplers), processes)
     return Times(
-        sampling=processes.crowd(samplers) * sampling,
+        sampling=pace * processes.crowd(samplers) * sampling,
         score=slow * score_passes(job.config) * _score_seconds(job, learning, processes),
         update=slow * job.config.update.passes * _update_seconds(job, learning, processes),
         weights=slow * _weights_seconds(job, learning, processes),
