@@ -17,7 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from archer.engine.cluster.balance import balanced
 from archer.engine.cluster.judges import Judge
 from archer.model.shapes import SHAPES
 from archer.model.tiny import tiny_model, tiny_tokenizer
+from archer.plan.estimate import small_calls
 from archer.setup import open_engine
 from archer.types import Group, Problem, Rollout, Verdict
 
@@ -144,11 +145,9 @@ def of_the_verbs(repeat: int) -> dict[str, float]:
     def per_layer(verb: str) -> float:
         return (beside(verb, DEEP) - beside(verb, SHALLOW)) / (DEEP - SHALLOW)
 
-    def completion(learners: int) -> float:
-        """Of one more in a call; each of two learners samples half of them."""
-        taken = sides[SHALLOW, learners]
-        return (taken["many"] - taken["few"]) / (512 - 64)
-
+    # Each of two learners samples half of what one process has to sample alone.
+    few, many = ({n: sides[SHALLOW, n][call] for n in (0, 2)} for call in ("few", "many"))
+    completion = ((many[2] - few[2]) - (many[0] - few[0]) / 2) / (512 - 64)
     ours = sides[SHALLOW, 2]
     return {
         "a layer of a forward pass": per_layer("score"),
@@ -157,8 +156,8 @@ def of_the_verbs(repeat: int) -> dict[str, float]:
         "score beside that": beside("score", SHALLOW) - (SHALLOW + 1) * per_layer("score"),
         "update beside that": beside("update", SHALLOW) - (SHALLOW + 1) * per_layer("update"),
         "publish beside that": beside("publish", SHALLOW) - SHALLOW * per_layer("publish"),
-        "a completion": completion(2) - completion(0) / 2,
-        "a generate": beside("few", SHALLOW),
+        "a completion": completion,
+        "a generate": few[2] - few[0] / 2 - 64 * completion,
         **{name: seconds for name, seconds in ours.items() if name.startswith("ray: ")},
     }
 
@@ -184,7 +183,22 @@ def ray_costs(engine: Any, repeat: int) -> dict[str, float]:
     def put() -> None:
         ray.put(block)
 
+    class Talker:
+        def talk(self, words: int) -> Iterator[list[int]]:
+            for word in range(words):
+                yield [word]
+
+    talker: Any = ray.remote(num_cpus=0)(Talker).remote()
+
+    def listen() -> None:
+        stream = talker.talk.options(num_returns="streaming").remote(200)
+        with suppress(StopIteration):
+            while True:
+                ray.wait([stream])
+                ray.get(next(stream))
+
     return {
+        "ray: a message of a stream": median(listen, repeat) / 200,
         "ray: a call": median(calls, repeat) / 100,
         "ray: a call in another thread": median(others, repeat) / 100,
         "ray: put, GB/s": block.nbytes / median(put, repeat) / 1e9,
@@ -291,6 +305,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=15)
     repeat = parser.parse_args().repeat
+    torch.set_num_threads(1)
+    show({"small calls": median(small_calls, 1000 * repeat)})
     show(of_gloo(repeat))
     show({"checksum, GB/s": checksum_rate(repeat) / 1e9})
     for rows, ranks in ((512, 8), (1024, 64), (1024, 1024)):

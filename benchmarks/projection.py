@@ -95,7 +95,8 @@ def loop_seconds(job: Job, place: Placement) -> float:
     scored = dealing_seconds(scored_groups(job) * rollout.samples, place.learners)
     learned = dealing_seconds(groups / steps * rollout.samples, place.learners)
     deals = score_passes(job.config) * scored + update.passes * steps * learned
-    return collecting_seconds(rollout.problems * rollout.samples) + deals
+    answers, longest = rollout.problems * rollout.samples, job.lengths.longest_answer
+    return collecting_seconds(answers, places=place.sampling, longest=longest) + deals
 
 
 def row(job: Job, case: Case, gpus: int, first: float) -> tuple[list[str], float]:

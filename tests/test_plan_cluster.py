@@ -41,6 +41,7 @@ from archer.plan.costs import (
     DEALING_SECONDS,
     FETCH_RATE,
     GENERATE_SECONDS,
+    MESSAGE_SECONDS,
     PUT_RATE,
     SCORE_SECONDS,
     TELL_SECONDS,
@@ -238,7 +239,8 @@ def test_seconds_by_hand() -> None:
     cache = 16 * 20 * 40
     reading = 30 * (2 * 2850 + cache) / (gpu.bandwidth * DECODING)
     decoding = reading + 30 * 2 * LAYER_SECONDS["cuda"]
-    assert times.sampling == pytest.approx(max(decoding, GENERATE_SECONDS + 16 * ANSWER_SECONDS))
+    collecting = GENERATE_SECONDS + 16 * (MESSAGE_SECONDS + ANSWER_SECONDS)
+    assert times.sampling == pytest.approx(max(decoding, collecting))
     assert times.overlap
     assert times.step == pytest.approx(max(times.sampling, times.score + update + times.weights))
 
@@ -295,7 +297,8 @@ def test_gathering_counts_where_it_takes_longer_than_computing() -> None:
 def test_sampling_waits_for_the_loop_where_answers_come_faster_than_it_takes_them() -> None:
     place = Placement(gpu="h100", learners=8, samplers=1000)
     many = gpu_job(a_config(problems=40_000), TOY, LENGTHS)
-    expected = GENERATE_SECONDS + 160_000 * ANSWER_SECONDS
+    # A thousand samplers send a message for each of their 30 steps.
+    expected = GENERATE_SECONDS + 30_000 * MESSAGE_SECONDS + 160_000 * ANSWER_SECONDS
     assert sampling_seconds(many, place) == pytest.approx(expected)
 
 

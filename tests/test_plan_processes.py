@@ -25,6 +25,7 @@ from archer.plan.costs import (
     GATHER_RATE,
     GENERATE_SECONDS,
     LAYER_SECONDS,
+    MESSAGE_SECONDS,
     PUBLISH_SECONDS,
     PUT_RATE,
     SCORE_SECONDS,
@@ -191,7 +192,7 @@ def test_score_time_by_hand() -> None:
 
 def test_sampling_time_is_a_share_and_all_answers_for_the_loop() -> None:
     share = sampling_seconds(a_job(a_config(problems=2)), replace(SPEED, memory=0.5e9))
-    expected = share + GENERATE_SECONDS + 16 * ANSWER_SECONDS
+    expected = share + GENERATE_SECONDS + 16 * (MESSAGE_SECONDS + ANSWER_SECONDS)
     assert process_times(a_job(), SPEED, BY_TURNS).sampling == pytest.approx(expected)
     assert process_times(a_job(), SPEED, APART).sampling == pytest.approx(expected)
 

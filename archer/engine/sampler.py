@@ -10,6 +10,7 @@ else does, neither time nor chance; so the same call gives the same numbers to t
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +130,15 @@ class Sampler:
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
     ) -> Generator[Sample, None, None]:
         """Yields completions as they finish."""
-        for finished in self.generate_by_step(requests, sampling, policy_version=policy_version):
-            yield from finished
+        steps = self.generate_by_step(requests, sampling, policy_version=policy_version)
+        with closing(steps):
+            for finished in steps:
+                yield from finished
 
     def generate_by_step(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
     ) -> Generator[list[Sample], None, None]:
-        """Yields all completions that a step has finished, at once.
+        """Yields the completions that a step has finished, together.
 
         At most `cache_tokens` tokens are in flight, counted at full length; at least one row is.
         """

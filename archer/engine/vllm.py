@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -159,13 +160,15 @@ class VllmSampler:
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int = 0
     ) -> Generator[Sample, None, None]:
         """Yields completions as they finish; what is left is dropped if nobody asks for more."""
-        for finished in self.generate_by_step(requests, sampling, policy_version=policy_version):
-            yield from finished
+        steps = self.generate_by_step(requests, sampling, policy_version=policy_version)
+        with closing(steps):
+            for finished in steps:
+                yield from finished
 
     def generate_by_step(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
     ) -> Generator[list[Sample], None, None]:
-        """Yields all completions that a step has finished, at once; drops the rest when closed.
+        """Yields the completions that a step has finished, together; when closed, drops the rest.
 
         Entropies are not known: NaN. Where a model is cut over processes all of them go through
         this together, each with the same requests, and it ends for all when it does for the first.
@@ -185,6 +188,7 @@ class VllmSampler:
                 stepping = True
                 if not self._llm.llm_engine.has_unfinished_requests():
                     raise RuntimeError(f"vLLM ended without {len(places)} of its completions")
+                # All of a step at once: what is left is then the same in every process.
                 outputs = [
                     (places.pop(output.request_id), output.outputs[0])
                     for output in self._llm.llm_engine.step()

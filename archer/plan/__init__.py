@@ -398,7 +398,8 @@ def _time_lines(job: Job, seconds: Seconds, most: Seconds, speed: Speed) -> Line
 def _measured(speed: Speed) -> str:
     return (
         f"{_number(speed.training / 1e9)} GFLOP/s for training, "
-        f"{_number(speed.decoding / 1e9)} for sampling, memory {_number(speed.memory / 1e9)} GB/s"
+        f"{_number(speed.decoding / 1e9)} for sampling, memory {_number(speed.memory / 1e9)} GB/s, "
+        f"small calls take {speed.pace:.1f} x the usual"
     )
 
 

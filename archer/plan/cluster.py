@@ -408,7 +408,7 @@ def sampling_seconds(job: Job, place: Placement) -> float:
     """Each decoding step reads the weights and the cache of what is in flight, and calls torch.
 
     Where a model is cut over GPUs, each has its part of that, and twice in a layer all add up what
-    they have, and at the end gather the logits. Beside it, answers come to the loop one by one.
+    they have, and at the end gather the logits. Beside it the loop takes in all answers.
     """
     shape, lengths, gpu = job.shape, job.lengths, GPUS[place.gpu]
     rollout = job.config.rollout
@@ -427,7 +427,8 @@ def sampling_seconds(job: Job, place: Placement) -> float:
     gathering = ring_seconds(2 * rows * shape.vocabulary, place.parts, place.gpu)
     layers = shape.layers * (LAYER_SECONDS["cuda"] + adding)
     decoding = max(reading, computing) + steps * (layers + gathering)
-    return max(decoding, collecting_seconds(groups * rollout.samples))
+    answers, longest = groups * rollout.samples, lengths.longest_answer
+    return max(decoding, collecting_seconds(answers, places=place.sampling, longest=longest))
 
 
 def _rows(job: Job, place: Placement) -> int:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from archer.model.shapes import ModelShape
 
+MESSAGE_SECONDS = 170e-6
+"""What one step of a sampler has finished, on its way to the loop through Ray's stream ..."""
+
 ANSWER_SECONDS = 65e-6
-"""An answer in the loop: 23 us to come there with those that the same step of a sampler finished,
-and 42 us for its verdict and its lines on disk (what a step of the tiny recipe takes beside its
-parts)."""
+"""... and each answer in it: 22 us to be taken in, and 43 us for its verdict and its lines on disk.
+Those are what a step of the tiny recipe takes beside its parts, over its 512 answers."""
 
 GENERATE_SECONDS = 3.6e-3
 """A call that samples, beside its answers."""
@@ -63,9 +65,14 @@ def dealing_seconds(rows: float, ranks: int) -> float:
     return DEALING_SECONDS * rows * ranks + CALL_SECONDS * ranks
 
 
-def collecting_seconds(answers: float) -> float:
-    """Seconds of the loop to take answers from those who sample: one by one, whoever they are."""
-    return GENERATE_SECONDS + ANSWER_SECONDS * answers
+def collecting_seconds(answers: float, *, places: int, longest: int) -> float:
+    """Seconds of the loop to take in all answers.
+
+    From the code: a place that samples sends at most one message for each of its steps, of which
+    there are as many as the longest answer has tokens.
+    """
+    messages = min(answers, places * longest)
+    return GENERATE_SECONDS + MESSAGE_SECONDS * messages + ANSWER_SECONDS * answers
 
 
 def told_seconds(ranks: int) -> float:

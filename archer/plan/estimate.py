@@ -1,7 +1,7 @@
 """What a run takes, by arithmetic: operations, bytes and seconds from a model's shape and a recipe.
 
-Pure functions of a `Job`, and the two measurements that turn operations into seconds on this
-machine. What a run makes of its sizes, how long answers get and how many groups teach, is not known
+Pure functions of a `Job`, and the measurements that turn operations into seconds on this machine.
+What a run makes of its sizes, how long answers get and how many groups teach, is not known
 beforehand: the assumptions and the measured constants stand at the top, each with what it is.
 
 Left out of the time: loading, evaluation, judging that outlasts sampling, writing checkpoints.
@@ -53,6 +53,9 @@ LAYER_SECONDS = {"cpu": 200e-6, "cuda": 300e-6}
 ANSWER_SECONDS = 8e-5
 """What an answer takes in Python beside the model: its text, verdict and records in sampling, its
 part in packing a pass of the learner."""
+
+CALLS_SECONDS = 52e-6
+"""Of `small_calls` on the machine of `archer.plan.costs`."""
 
 NORM_NUMBERS = 4
 """Kept for a layer's backward pass, per token and hidden unit: input and output of two norms."""
@@ -121,14 +124,15 @@ class Speed:
     memory: float
     """Bytes a second that are read or written."""
     pace: float = 1.0
-    """How long small calls of torch take, beside those on the machine that this file's and
-    `archer.plan.costs`' constants of seconds come from: 2.0 is half as fast."""
+    """How long small calls of torch take, beside `CALLS_SECONDS`: 2.0 is half as fast. Measured
+    constants, here and in `archer.plan.costs`, are taken to be so much slower as well."""
 
     @property
     def over_pace(self) -> Speed:
-        """What this machine does in `pace` seconds, in which it makes the calls of one there.
+        """The rates of a machine that is `pace` times as fast in all it does.
 
-        Seconds that are worked out with it and with those constants count such seconds.
+        Its small calls take `CALLS_SECONDS`, so the constants hold there as they are; here all
+        that it does takes `pace` times as long.
         """
         return Speed(
             training=self.pace * self.training,
@@ -317,7 +321,10 @@ def estimate_seconds(job: Job, speed: Speed) -> Seconds:
 
 
 def sampling_seconds(job: Job, speed: Speed) -> float:
-    """Bound by operations or by what each decoding step reads: weights, keys and values."""
+    """Bound by operations or by what each decoding step reads: weights, keys and values.
+
+    speed: over its pace, by which the caller multiplies.
+    """
     rollout, lengths, shape = job.config.rollout, job.lengths, job.shape
     groups = rollout.problems / (job.teaching if rollout.filter == "refill" else 1)
     tokens = groups * rollout.samples * lengths.answer
@@ -425,7 +432,7 @@ def measure_speed(job: Job, *, threads: int, budget: float = 0.1) -> Speed:
             training=product(training),
             decoding=product(decoding),
             memory=2 * block.nbytes / copying,
-            pace=_mean(small_calls, 3 * budget) / CALLS_SECONDS,
+            pace=_mean(small_calls, 3 * budget) / CALLS_SECONDS if job.device == "cpu" else 1.0,
         )
     finally:
         torch.set_num_threads(before)
@@ -433,10 +440,6 @@ def measure_speed(job: Job, *, threads: int, budget: float = 0.1) -> Speed:
 
 MOST_ROWS = {"cpu": 512, "cuda": 8192}
 """More rows make a product no faster, only longer."""
-
-
-CALLS_SECONDS = 52e-6
-"""Of `small_calls`, on the machine that constants of seconds were measured on."""
 
 
 @torch.inference_mode()

@@ -228,10 +228,11 @@ def _shared(speed: Speed, processes: Processes, working: int) -> Speed:
 
 def _sampling_seconds(job: Job, speed: Speed, processes: Processes) -> float:
     """The share of one place; then all answers come to the loop."""
-    rollout = job.config.rollout
+    rollout, places, longest = job.config.rollout, processes.places, job.lengths.longest_answer
     groups = rollout.problems / (job.teaching if rollout.filter == "refill" else 1)
-    sampling = sampling_seconds(_share(job, processes.places, of=rollout.problems), speed)
-    return sampling / processes.parts + collecting_seconds(groups * rollout.samples)
+    sampling = sampling_seconds(_share(job, places, of=rollout.problems), speed)
+    collecting = collecting_seconds(groups * rollout.samples, places=places, longest=longest)
+    return sampling / processes.parts + collecting
 
 
 def _score_seconds(job: Job, speed: Speed, processes: Processes) -> float:

@@ -45,7 +45,9 @@ def published(version: int, seed: int, dtype: torch.dtype, wrong: int = 0) -> Pu
 
 
 def logps(own: Replica, of: Published) -> list[list[float]]:
-    samples = list(chain(*own.generate_by_step(ASKED, Sampling(max_tokens=3), of)))
+    steps = list(own.generate_by_step(ASKED, Sampling(max_tokens=3), of))
+    samples = list(chain(*steps))
+    assert len(steps) < len(samples)  # a message each, and not one for every answer
     assert {sample.completion.policy_version for sample in samples} == {of.version}
     return [sample.completion.logps.tolist() for sample in samples]
 

@@ -76,7 +76,7 @@ class Replica:
     ) -> Iterator[list[Sample]]:
         """Samples with the weights of that version, fetched first where they are not here.
 
-        What a step has finished goes to the loop at once: a message costs more than an answer.
+        What a step has finished goes to the loop together: a message costs more than an answer.
         """
         self.leave()
         self.fetch(published)
