@@ -329,7 +329,9 @@ def _fork(source: Path, target: Path, config: Config, say: Callable[[str], None]
             if step <= state.step:
                 shutil.copy2(path, aside / kind / path.name)
     copied = aside / "checkpoints" / checkpoint.name
-    shutil.copytree(checkpoint, copied, ignore=shutil.ignore_patterns(MANIFEST))
+    # Groups of later steps (`ahead_name`) were sampled by another recipe: this one samples its own.
+    ignored = shutil.ignore_patterns(MANIFEST, "ahead-*")
+    shutil.copytree(checkpoint, copied, ignore=ignored)
     _seal(copied, state)
     if (source / "metrics.jsonl").exists():
         shutil.copy2(source / "metrics.jsonl", aside / "metrics.jsonl")

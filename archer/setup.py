@@ -208,8 +208,10 @@ def open_local_engine(config: Config) -> LocalEngine:
     return LocalEngine(model, tokenizer, config, choose_objective(config))
 
 
-def open_verifiers(config: Config, engine: Generates) -> Verifiers:
-    """Verifiers on the machines where the engine is.
+def open_verifiers(
+    config: Config, engine: Generates, say: Callable[[str], None] = lambda _: None
+) -> Verifiers:
+    """Verifiers on the machines where the engine is; `say` is told of one that has none.
 
     No process starts before the first verdict that needs one.
     """
@@ -217,7 +219,9 @@ def open_verifiers(config: Config, engine: Generates) -> Verifiers:
     if isinstance(engine, Engine) and config.engine == "cluster":
         from archer.engine.cluster.judges import open_judges
 
-        return open_judges(policy, workers=verify.workers, step_seconds=verify.step_seconds)
+        return open_judges(
+            policy, workers=verify.workers, step_seconds=verify.step_seconds, say=say
+        )
     return WorkerPool(
         workers=verify.workers or num_cores(), policy=policy, step_seconds=verify.step_seconds
     )

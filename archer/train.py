@@ -149,7 +149,7 @@ def _train(
         recipe = config.model_dump(mode="json")
         with (
             closing(open_engine(config, terminal.say)) as engine,
-            open_verifiers(config, engine) as verifiers,
+            open_verifiers(config, engine, terminal.say) as verifiers,
             # What samples beside the loop keeps its own counts.
             open_verifiers(config, engine) if engine.samples_apart else verifiers as of_rollouts,
         ):

@@ -8,6 +8,7 @@ import pytest
 
 from archer.cli import main
 from archer.engine.cluster.hosts import Host, read_hosts
+from archer.engine.cluster.node import own_address, own_addresses
 
 
 def hostfile(folder: Path, text: str) -> Path:
@@ -50,6 +51,13 @@ def test_a_hostfile_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hosts.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not text"):
         read_hosts(tmp_path / "hosts.txt")
+
+
+def test_the_heads_address_is_what_its_name_stands_for_but_not_one_that_is_here_alone() -> None:
+    others = [a for a in own_addresses() if "." in a and not a.startswith("127.")]
+    assert {own_address(address) for address in others} == set(others)
+    assert own_address("localhost") is own_address("127.0.0.1") is None
+    assert own_address("192.0.2.1") is own_address("an alias of ssh") is None  # no machine's
 
 
 @pytest.mark.parametrize("command", ["up", "status", "down"])

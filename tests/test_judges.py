@@ -72,10 +72,14 @@ def test_a_machine_that_is_lost_before_it_judges_is_done_without(two: Any) -> No
     (node,) = two.worker_nodes
     (daemon,) = (info for info in node.all_processes["raylet"])
     psutil.Process(daemon.process.pid).suspend()
-    with open_judges(Policy(cpu_seconds=5.0), workers=2, step_seconds=120.0) as pool:
+    said: list[str] = []
+    with open_judges(
+        Policy(cpu_seconds=5.0), workers=2, step_seconds=120.0, say=said.append
+    ) as pool:
         tickets = [pool.submit(problem(i), str(i), False) for i in range(4)]
         assert [v.outcome for v in pool.collect(tickets)] == ["correct"] * 4
         assert len(verifiers_of_this_machine()) == 2
+    assert len(said) == 1 and said[0].endswith("nothing is judged there")
 
 
 def test_a_judge_that_hangs_is_done_without(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import archer.train
 from archer.cli import main
 from archer.engine.base import EngineLost
 from archer.evaluate import evaluate_data
-from archer.run import checkpoint_steps
+from archer.run import MANIFEST, _seal, ahead_name, checkpoint_steps, read_checkpoint
 from archer.train import step_line
 from archer.types import OUTCOMES
 
@@ -240,6 +240,23 @@ def test_a_changed_knob_is_named_and_needs_a_fork(
     rows = (tmp_path / "forked/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert checkpoint_steps(folder) == [2], "the run that was forked is as it was"
+
+
+def test_a_fork_samples_later_steps_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint of a run with steps ahead has their groups, of that run's recipe."""
+    path, folder, forked = recipe(tmp_path, 2), tmp_path / "run", tmp_path / "forked"
+    assert main(["train", str(path), "--run", str(folder), "--quiet"]) == 0
+    checkpoint = folder / "checkpoints/step-000002"
+    state = read_checkpoint(checkpoint)
+    (checkpoint / ahead_name(3)).write_bytes(b"groups of step 3")
+    (checkpoint / MANIFEST).unlink()
+    _seal(checkpoint, state)
+    command = ["train", str(path), "update.passes=3", "train.steps=3", "--run", str(folder)]
+    assert main([*command, "--fork", str(forked)]) == 0
+    assert "judged groups are on disk" not in capsys.readouterr().out
+    assert checkpoint_steps(forked)[-1] == 3
 
 
 def test_a_fork_that_was_stopped_goes_on_by_the_same_command(

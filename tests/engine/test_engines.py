@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -267,8 +268,9 @@ def test_a_call_of_a_sampler_that_is_still_starting_is_not_cancelled(
     with closing(open_engine(recipe("two ranks, two samplers"))) as engine:
         assert isinstance(engine, ClusterEngine)
         assert len(list(engine.generate(requests(), SAMPLING))) == 12
-        assert len(engine.samplers.ready()) == 1  # which took over what was the other one's
+        (there,) = engine.samplers.ready()  # which took over what was the other one's
         assert not cancelled
+        assert engine._able() == [there, there]  # no more is asked of the other one
         while len(engine.samplers.ready()) < 2:
             assert len(list(engine.generate(requests(), SAMPLING))) == 12
 
@@ -296,6 +298,36 @@ def test_a_sampler_that_lives_and_says_nothing_is_not_waited_for_for_ever(
             EngineLost, match=r"waited 2 s \(cluster.wait_seconds\) for an answer of sampler [01]"
         ):
             list(engine.generate(requests(), SAMPLING))
+
+
+@pytest.mark.full
+def test_a_call_behind_a_long_one_is_patient_while_the_sampler_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an evaluation is, behind what is sampled for a later step."""
+    from archer.engine.cluster import samplers
+    from archer.engine.cluster.replica import Replica
+
+    class Slow(Replica):
+        def generate_by_step(self, *arguments: Any) -> Iterator[list[Sample]]:
+            for finished in super().generate_by_step(*arguments):
+                for sample in finished:
+                    time.sleep(0.5)
+                    yield [sample]
+
+    monkeypatch.setattr(samplers, "Replica", Slow)
+    with closing(open_engine(recipe("two ranks, two samplers"))) as engine:
+        assert isinstance(engine, ClusterEngine)
+        assert len(list(engine.generate(requests(), SAMPLING))) == 12
+        patient = engine.config.cluster.model_copy(update={"wait_seconds": 2.0})
+        engine.config = engine.config.model_copy(update={"cluster": patient})
+        ahead = engine.generate(requests(), SAMPLING)
+        found = [next(ahead)]
+        thread = threading.Thread(target=lambda: found.extend(ahead))
+        thread.start()
+        assert len(list(engine.generate(requests(), SAMPLING))) == 12
+        thread.join()
+        assert len(found) == 12
 
 
 def test_a_sampler_that_does_not_start_again_is_done_without(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,6 +23,7 @@ from archer.config import Config, config_from
 from archer.cores import num_cores
 from archer.engine.base import EngineLost, Request, Sampling
 from archer.setup import open_engine
+from tests.children import child_environment
 
 
 def recipe() -> Config:
@@ -39,15 +41,92 @@ def recipe() -> Config:
 
 @pytest.mark.parametrize(
     ("weights", "ahead", "shared", "store"),
-    [(0, 0, 64, 2), (3, 0, 64, 6), (3, 2, 64, 12), (3, 2, 16, 8), (0, 0, 1, 0.5)],
+    [
+        (0, 0, 64, 2),
+        (3, 0, 64, 6),
+        (3, 2, 64, 12),
+        (3, 2, 16, 8),
+        (0, 0, 1, 0.5),
+        (0, 0, 1 / 16, None),
+    ],
 )
 def test_the_store_holds_the_versions_that_may_be_asked_for(
-    weights: int, ahead: int, shared: int, store: float
+    weights: int, ahead: int, shared: float, store: float | None
 ) -> None:
-    """In GiB: those that are served and the next one, in at most half of the shared memory."""
+    """In GiB: those that are served and the next one, in at most half of the shared memory.
+
+    A container has 64 MB of that where nobody asked for more: less than Ray takes.
+    """
     from archer.engine.cluster.session import store_bytes
 
-    assert store_bytes(weights << 30, ahead, shared << 30) == store * 2**30
+    found = store_bytes(weights << 30, ahead, int(shared * 2**30))
+    assert found == (store and store * 2**30)
+
+
+GUARDED = """
+import os, subprocess, sys, time
+import psutil
+from archer.engine.cluster.guard import start_guard
+daemon = subprocess.Popen(["sleep", "60"])
+guard = start_guard(2.0, [psutil.Process(daemon.pid)])
+print(daemon.pid, guard.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.full
+def test_a_run_that_is_stopped_with_its_daemons_goes_on_with_them() -> None:
+    """Ctrl-Z stops both; a daemon that is stopped alone is lost."""
+    command = [sys.executable, "-c", GUARDED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        daemon, guard = (psutil.Process(int(word)) for word in run.stdout.readline().split())
+        try:
+            time.sleep(1.0)
+            run.send_signal(signal.SIGSTOP)
+            daemon.suspend()
+            time.sleep(5.0)
+            run.send_signal(signal.SIGCONT)
+            daemon.resume()
+            time.sleep(1.5)
+            assert daemon.status() == psutil.STATUS_SLEEPING
+            daemon.suspend()
+            time.sleep(5.0)
+            assert daemon.status() == psutil.STATUS_ZOMBIE
+        finally:
+            run.kill()
+    psutil.wait_procs([guard], timeout=10.0)
+    assert not guard.is_running()
+
+
+@pytest.mark.parametrize(
+    ("variables", "token", "mode"),
+    [
+        ({}, False, "token"),
+        ({"RAY_ADDRESS": "local"}, False, "token"),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, False, ""),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, True, "token"),
+        ({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_TOKEN": "abc"}, False, "token"),
+        ({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_MODE": "disabled"}, True, "disabled"),
+    ],
+)
+def test_a_cluster_is_asked_with_a_token_where_there_is_one(
+    tmp_path: Path, variables: dict[str, str], token: bool, mode: str
+) -> None:
+    """Somebody else's may have none, and Ray refuses to ask with a token that is not there."""
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text("abc")
+    told = "import os, archer.engine.cluster; print(os.environ.get('RAY_AUTH_MODE', ''))"
+    clean = {k: v for k, v in child_environment().items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        env=clean | {"HOME": str(tmp_path)} | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == mode
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1"])

@@ -12,6 +12,7 @@ So the same call gives the same tokens to the last bit, whatever was lost on the
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -63,6 +64,8 @@ class ClusterEngine:
         self.learners: dict[str, Any] = {}
         self.published: dict[int, Published] = {}
         self.policy_version = 0
+        self.heard: dict[Any, float] = {}
+        """When each that samples last gave an answer."""
         self.watching = threading.Lock()
         self.closed = False
         self.samplers = Samplers(config, self.session, self.pulse, self.watching, say)
@@ -91,7 +94,7 @@ class ClusterEngine:
         self, version: int, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[Sample]:
         """Deals the requests to units, and yields what any of them has finished."""
-        places = self._sampling()
+        places = self._able()
         self.samplers.awake = True
         published = self.published[version]
         units = [
@@ -122,18 +125,33 @@ class ClusterEngine:
             for unit in units:
                 self._leave(unit)
 
+    def _able(self) -> list[str]:
+        """Who is to sample each unit: as many as the recipe has places.
+
+        One that is not there yet may never be, so where others are it is asked for nothing: what
+        waits for it would hold the weights, and keep it from newer requests.
+        """
+        places = list(self._sampling())
+        if self.config.learners_sample:
+            return places
+        self._replace_lost([])
+        ready = self.samplers.ready()
+        turns = itertools.cycle(ready)
+        return [name if name in ready or not ready else next(turns) for name in places]
+
     def _count(self, units: Sequence[_Unit], ready: Sequence[Any], seconds: float) -> None:
-        """Counts how long each unit has been waited for; EngineLost for one that says nothing.
+        """Counts how long each unit has been waited for; EngineLost for a sampler that says
+        nothing, to this call or another one that it answers first.
 
         Without what the loop did in between, and without the start of its sampler.
         """
-        patience = self.config.cluster.wait_seconds
+        patience, now = self.config.cluster.wait_seconds, time.monotonic()
         for unit in units:
             if unit.stream in ready:
-                unit.waited = 0.0
+                unit.waited, self.heard[unit.process] = 0.0, now
             elif self.config.learners_sample or self.pulse.is_ready(unit.process):
                 unit.waited += seconds
-            if unit.waited > patience:
+            if unit.waited > patience and now - self.heard.get(unit.process, 0.0) > patience:
                 raise EngineLost(
                     f"waited {patience:g} s (cluster.wait_seconds) for an answer of {unit.place}"
                 )
@@ -300,11 +318,15 @@ class ClusterEngine:
     def memory(self) -> dict[str, int]:
         """Of the loop, each learner and each sampler. One that does not answer is left out.
 
-        Whoever is lost is found where its work is waited for, and not here.
+        Whoever is lost is found where its work is waited for, and not here; who is still starting
+        is not asked.
         """
+        processes = self.learners | self.samplers.processes
+        self._lost(processes)  # which looks who is there
         asked = {
             process.peak.options(concurrency_group="pulse").remote(): name
-            for name, process in (self.learners | self.samplers.processes).items()
+            for name, process in processes.items()
+            if self.pulse.is_ready(process)
         }
         found = {LOOP: peak_bytes()}
         for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)[0]:

@@ -4,13 +4,15 @@
 
 The numbers are those of the processes that the run started (Ray's daemons). While the run lives, a
 daemon that is stopped is killed after so many seconds: Ray would wait for it without end, while one
-that is dead is a loss like another, after which the run begins a new cluster. When the run is gone
+that is dead is a loss like another, after which the run begins a new cluster. Where the run is
+stopped as well, as by Ctrl-Z, all of it goes on later. When the run is gone
 (standard input ends), what is left of those processes and of theirs is killed: some of Ray's own
 outlive a killed run by minutes.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import sys
@@ -37,9 +39,13 @@ def start_guard(
 
 
 def _guard(silent_seconds: float, daemons: Sequence[psutil.Process]) -> None:
-    known = set(daemons)
+    known, run = set(daemons), psutil.Process(os.getppid())
     stopped: dict[psutil.Process, float] = {}
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        with suppress(psutil.NoSuchProcess):
+            if run.status() == psutil.STATUS_STOPPED:
+                stopped.clear()
+                continue
         for daemon in daemons:
             with suppress(psutil.NoSuchProcess):
                 known.update(daemon.children(recursive=True))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from archer.cores import num_cores
@@ -25,6 +25,9 @@ from archer.verify.pool import LocalWorker, Worker, WorkerDied, WorkerPool, Work
 NOBODY = object()
 """Stands where a machine has no more room than others."""
 
+
+START_SECONDS = 60.0
+"""For the `Judge` of each machine to start; others do without it."""
 
 SILENT_SECONDS = 30.0
 """After so long without an answer to a plain question a `Judge` is taken for lost."""
@@ -92,19 +95,31 @@ class RemoteWorker:
         """The other machine does."""
 
 
-def open_judges(policy: Policy, *, workers: int, step_seconds: float) -> WorkerPool:
+def open_judges(
+    policy: Policy,
+    *,
+    workers: int,
+    step_seconds: float,
+    say: Callable[[str], None] = lambda _: None,
+) -> WorkerPool:
     """A pool over all machines of the cluster that this process has joined.
 
-    workers: on each machine; 0 takes one per core.
+    workers: on each machine; 0 takes one per core. say: is told of a machine that judges nothing.
     """
     here = ray.get_runtime_context().get_node_id()
-    others = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]  # type: ignore[no-untyped-call]
-    asked = [(judge, judge.cores.remote()) for judge in [_start(node, workers) for node in others]]
+    others = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] != here]  # type: ignore[no-untyped-call]
+    judges = [_start(node["NodeID"], workers) for node in others]
+    asked = [judge.cores.remote() for judge in judges]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)
     # This machine first, then machine by machine in turn: few responses are spread, too.
     rooms: list[tuple[Any, int]] = [(None, num_cores())]
-    for judge, cores in asked:
-        with suppress(RayError):  # of a machine that is lost, which Ray may have been late to know
-            rooms.append((judge, ray.get(cores)))
+    for node, judge, cores in zip(others, judges, asked, strict=True):
+        try:
+            rooms.append((judge, ray.get(cores, timeout=0)))
+        except RayError as error:  # it is lost, which Ray may have been late to know, or stuck
+            what = f"after {START_SECONDS:g} s" if isinstance(error, GetTimeoutError) else "there"
+            say(f"no verifier starts on {node['NodeName']} {what}: nothing is judged there")
     turns = itertools.zip_longest(*([m] * (workers or n) for m, n in rooms), fillvalue=NOBODY)
     places = [machine for turn in turns for machine in turn if machine is not NOBODY]
     next_place, number = itertools.cycle(places), itertools.count()

@@ -80,7 +80,7 @@ def start(
         command.append(f"--address={head}")
     else:
         _refuse_taken(port)
-        address = _own_address() or ray.util.get_node_ip_address()
+        address = _reached_at() or own_address(name) or ray.util.get_node_ip_address()
         head = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         command += ["--head", f"--port={port}", "--include-dashboard=false"]
         command.append(f"--node-ip-address={address}")
@@ -243,10 +243,29 @@ def _refuse_taken(port: int) -> None:
             raise ValueError(f"port {port} is taken; give another one with --port") from None
 
 
-def _own_address() -> str | None:
+def own_address(name: str) -> str | None:
+    """The address of this machine that a name stands for, if others reach it by that."""
+    with suppress(OSError):  # perhaps an alias that ssh knows
+        for entry in socket.getaddrinfo(name, None):
+            address = str(entry[4][0])
+            if address in own_addresses() and not _loopback(address):
+                return address
+    return None
+
+
+def own_addresses() -> set[str]:
+    """All addresses of this machine."""
+    return {a.address for entries in psutil.net_if_addrs().values() for a in entries}
+
+
+def _loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _reached_at() -> str | None:
     """The address that ssh was reached at, so that others reach this machine by it, too."""
     words = os.environ.get("SSH_CONNECTION", "").split()
-    if len(words) != 4 or words[2].startswith("127.") or words[2] == "::1":
+    if len(words) != 4 or _loopback(words[2]):
         return None
     return words[2]
 

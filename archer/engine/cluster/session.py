@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 from ray.exceptions import RayError
 from ray.util.placement_group import (
     placement_group,
@@ -146,7 +147,7 @@ def open_session(config: Config, weights: int, say: Callable[[str], None]) -> Se
     `cluster.silent_seconds`. ValueError when there is none within `cluster.wait_seconds`.
     """
     owner = not ray.is_initialized()
-    guard = _connect(config, weights) if owner else None
+    guard = _connect(config, weights, say) if owner else None
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = config.model.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
     try:
@@ -273,7 +274,9 @@ def _no_room(numbers: Numbers) -> str:
     )
 
 
-def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
+def _connect(
+    config: Config, weights: int, say: Callable[[str], None]
+) -> subprocess.Popen[bytes] | None:
     """Joins the cluster that is named, or starts one and its guard."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     # Ray prints a page for each process that is lost; we say it in a line (`pulse`).
@@ -281,7 +284,13 @@ def _connect(config: Config, weights: int) -> subprocess.Popen[bytes] | None:
     address = os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):  # as Ray itself reads it
         # Never another run's: that one ends with its run.
-        store = store_bytes(weights, config.rollout.ahead, _shared_memory())
+        shared = _shared_memory()
+        store = store_bytes(weights, config.rollout.ahead, shared)
+        if store is None:
+            say(
+                f"/dev/shm has {shared / 1e6:.0f} MB, so Ray keeps objects on the disk, which is "
+                "slow: give a container more (docker run --shm-size=8g)"
+            )
         before = set(psutil.Process().children(recursive=True))
         try:
             with _sigterm_kept():
@@ -337,12 +346,14 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
     psutil.wait_procs(ended, timeout=5.0)
 
 
-def store_bytes(weights: int, ahead: int, shared: int) -> int:
+def store_bytes(weights: int, ahead: int, shared: int) -> int | None:
     """Size of the object store: for the versions that may be asked for and the one that comes.
 
     At most half of the shared memory; what does not fit goes by way of Ray's folder on the disk.
+    None where that is less than Ray takes: then it chooses one on the disk itself.
     """
-    return min(max(LEAST_STORE_BYTES, (ahead + 2) * weights), shared // 2)
+    store = min(max(LEAST_STORE_BYTES, (ahead + 2) * weights), shared // 2)
+    return None if store < OBJECT_STORE_MINIMUM_MEMORY_BYTES else store
 
 
 def _shared_memory() -> int:

@@ -24,10 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from archer.engine.cluster.hosts import Host, read_hosts
-from archer.engine.cluster.node import GRACE_SECONDS, GREETING, MARK, last_lines
+from archer.engine.cluster.node import GRACE_SECONDS, GREETING, MARK, last_lines, own_addresses
 from archer.files import cache_folder, written_whole
 
 ANSWER_SECONDS = 30.0
@@ -372,9 +370,12 @@ def _ask(
 
 def _command(cluster: Cluster, name: str, verb: str) -> list[str]:
     module = [cluster.python, "-m", "archer.engine.cluster.node"]
+    here = cluster.local or _is_here(name)
     if verb == "start":  # it can be stopped before it has started anything
-        module = ["env", f"{MARK}={cluster.mark}", *module]
-    if cluster.local or _is_here(name):
+        # How the user's own login reached this machine is not how the others do.
+        unset = ["-u", "SSH_CONNECTION"] if here else []
+        module = ["env", *unset, f"{MARK}={cluster.mark}", *module]
+    if here:
         return module
     config = ["-F", cluster.ssh_config] if cluster.ssh_config else []
     there = f"cd {shlex.quote(cluster.folder)} && exec {shlex.join(module)}"
@@ -387,8 +388,7 @@ def _is_here(name: str) -> bool:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None)}
     except OSError:
         return False  # perhaps an alias that ssh knows
-    own = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
-    return bool(found & own)
+    return bool(found & own_addresses())
 
 
 def _reply(process: subprocess.Popen[str], deadline: float, seconds: float) -> Reply:
