@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,34 +100,47 @@ def test_a_run_that_is_stopped_with_its_daemons_goes_on_with_them() -> None:
     assert not guard.is_running()
 
 
-@pytest.mark.parametrize(
-    ("variables", "token", "mode"),
-    [
-        ({}, False, "token"),
-        ({"RAY_ADDRESS": "local"}, False, "token"),
-        ({"RAY_ADDRESS": "10.0.0.1:6379"}, False, ""),
-        ({"RAY_ADDRESS": "10.0.0.1:6379"}, True, "token"),
-        ({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_TOKEN": "abc"}, False, "token"),
-        ({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_MODE": "disabled"}, True, "disabled"),
-    ],
-)
-def test_a_cluster_is_asked_with_a_token_where_there_is_one(
-    tmp_path: Path, variables: dict[str, str], token: bool, mode: str
-) -> None:
-    """Somebody else's may have none, and Ray refuses to ask with a token that is not there."""
-    if token:
-        (tmp_path / ".ray").mkdir()
-        (tmp_path / ".ray/auth_token").write_text("abc")
-    told = "import os, archer.engine.cluster; print(os.environ.get('RAY_AUTH_MODE', ''))"
+ASKED = """
+import os
+import ray
+from archer.engine.cluster.session import _connect
+from tests.engine.test_session import recipe
+_connect(recipe(), 0, print)
+print(os.environ["RAY_AUTH_MODE"], ray.get(ray.remote(num_cpus=0)(lambda: 1 + 1).remote()))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_cluster_is_asked_with_a_token_if_it_wants_one(tmp_path: Path, mode: str) -> None:
+    """A token may be here of another cluster, and with one Ray's calls to one without are lost."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("0123456789abcdef" * 2)
     clean = {k: v for k, v in child_environment().items() if not k.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", told],
-        env=clean | {"HOME": str(tmp_path)} | variables,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == mode
+    clean["HOME"] = str(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
+    command += ["--include-dashboard=false", "--disable-usage-stats", "--num-cpus=1", "--block"]
+    theirs = clean | {"RAY_AUTH_MODE": mode}
+    with subprocess.Popen(command, env=theirs, stdout=subprocess.DEVNULL) as head:
+        try:
+            done = _asked(clean | {"RAY_ADDRESS": f"127.0.0.1:{port}"})
+        finally:
+            head.terminate()
+    assert done.stdout.splitlines()[-1] == f"{mode} 2", done.stderr
+
+
+def _asked(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """As soon as the cluster is there."""
+    for _ in range(60):
+        command = [sys.executable, "-c", ASKED]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if "no Ray cluster answers" not in done.stderr:
+            break
+        time.sleep(1.0)
+    return done
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1"])

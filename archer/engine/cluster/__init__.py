@@ -19,20 +19,12 @@ recipe, wherever they run.
 """
 
 import os
-from pathlib import Path
 
-
-def _has_token() -> bool:
-    """Whether there is a token of Ray's, in any of the places where Ray looks for one."""
-    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or (Path.home() / ".ray" / "auth_token").is_file()
-
-
-# Read by Ray when it is imported. Whoever reaches a cluster's ports may run code on it, so it asks
-# for a token (Ray's own, in ~/.ray/auth_token), but for somebody else's cluster that has none; and
-# nothing is reported to Ray's makers. A thread that still asks when a cluster was left must not
+# Read by Ray when it is imported. Whoever reaches a cluster's ports may run code on it, so ours
+# asks for a token (Ray's own, in ~/.ray/auth_token); of one that is named, `session` finds out.
+# Nothing is reported to Ray's makers. A thread that still asks when a cluster was left must not
 # begin another one.
-if os.environ.get("RAY_ADDRESS") in (None, "", "local") or _has_token():
+if os.environ.get("RAY_ADDRESS") in (None, "", "local"):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

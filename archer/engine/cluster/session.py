@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -42,6 +43,9 @@ SLIVER = 0.01
 
 ROUND_SECONDS = 5.0
 """Between two looks at how much room there is."""
+
+ASKING_SECONDS = 60.0
+"""For a cluster that is there to say whether it wants a token."""
 
 THREADS = {"pulse": 1, "saving": 1}
 """Of each process, beside the one that works: by the kinds of calls that they answer."""
@@ -307,14 +311,27 @@ def _connect(
         return start_guard(config.cluster.silent_seconds, daemons)
     try:
         knock(address)
+        _choose_mode(address)
         with _sigterm_kept():
             ray.init(address=address, **quiet)
-    except (OSError, RayError, ImportError, ValueError) as error:
+    except (OSError, RayError, ImportError, ValueError, subprocess.TimeoutExpired) as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"
         ) from None
     return None
+
+
+def _choose_mode(address: str) -> None:
+    """Asks a cluster with a token unless it answers without one: Ray has one way for both sides."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    without = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    asked = subprocess.run(command, env=without, capture_output=True, timeout=ASKING_SECONDS)
+    os.environ["RAY_AUTH_MODE"] = "token" if asked.returncode else "disabled"
+    core: Any = ray._raylet
+    core.Config.initialize("")  # reads it anew, as Ray does when it sets the mode itself
 
 
 @contextmanager
