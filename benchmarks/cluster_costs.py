@@ -17,9 +17,10 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from archer.config import config_from
 from archer.engine.base import Engine, Request, Sampling
 from archer.engine.cluster.balance import balanced
 from archer.engine.cluster.judges import Judge
+from archer.engine.cluster.rank import LearnerRank
 from archer.model.shapes import SHAPES
 from archer.model.tiny import tiny_model, tiny_tokenizer
 from archer.plan.estimate import small_calls
@@ -128,6 +130,27 @@ def verbs(model: Path, learners: int, repeat: int) -> dict[str, float]:
         return found
 
 
+def message_seconds(model: Path, repeat: int) -> float:
+    """Seconds of a message to the loop: of answers that are sent one by one, less those that come
+    together."""
+    import archer.engine.cluster.engine as cluster_engine
+
+    class OneByOne(LearnerRank):
+        def generate_by_step(self, *arguments: Any) -> Iterator[Any]:
+            for finished in super().generate_by_step(*arguments):
+                for sample in finished:
+                    yield [sample]
+
+    def taken() -> float:
+        with opened(model, 2) as engine:
+            asked = requests(512)
+            return median(lambda: list(engine.generate(asked, Sampling(max_tokens=1))), repeat)
+
+    together = taken()
+    with patch.object(cluster_engine, "LearnerRank", OneByOne):
+        return (taken() - together) / 512
+
+
 def of_the_verbs(repeat: int) -> dict[str, float]:
     """Costs of a cluster beside those of one process."""
     sides: dict[tuple[int, int], dict[str, float]] = {}
@@ -138,6 +161,8 @@ def of_the_verbs(repeat: int) -> dict[str, float]:
             tiny_tokenizer().save_pretrained(path)
             for learners in (0, 2):
                 sides[layers, learners] = verbs(path, learners, repeat)
+
+        message = message_seconds(Path(folder) / str(SHALLOW), repeat)
 
     def beside(verb: str, layers: int) -> float:
         return sides[layers, 2][verb] - sides[layers, 0][verb]
@@ -156,6 +181,7 @@ def of_the_verbs(repeat: int) -> dict[str, float]:
         "score beside that": beside("score", SHALLOW) - (SHALLOW + 1) * per_layer("score"),
         "update beside that": beside("update", SHALLOW) - (SHALLOW + 1) * per_layer("update"),
         "publish beside that": beside("publish", SHALLOW) - SHALLOW * per_layer("publish"),
+        "a message with completions": message,
         "a completion": completion,
         "a generate": few[2] - few[0] / 2 - 64 * completion,
         **{name: seconds for name, seconds in ours.items() if name.startswith("ray: ")},
@@ -183,22 +209,7 @@ def ray_costs(engine: Any, repeat: int) -> dict[str, float]:
     def put() -> None:
         ray.put(block)
 
-    class Talker:
-        def talk(self, words: int) -> Iterator[list[int]]:
-            for word in range(words):
-                yield [word]
-
-    talker: Any = ray.remote(num_cpus=0)(Talker).remote()
-
-    def listen() -> None:
-        stream = talker.talk.options(num_returns="streaming").remote(200)
-        with suppress(StopIteration):
-            while True:
-                ray.wait([stream])
-                ray.get(next(stream))
-
     return {
-        "ray: a message of a stream": median(listen, repeat) / 200,
         "ray: a call": median(calls, repeat) / 100,
         "ray: a call in another thread": median(others, repeat) / 100,
         "ray: put, GB/s": block.nbytes / median(put, repeat) / 1e9,

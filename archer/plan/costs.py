@@ -1,7 +1,7 @@
 """What a cluster costs beside computing: calls, messages, collectives, weights on their way.
 
 Measured by `benchmarks/cluster_costs.py` on two cores (torch 2.13.0, Ray 2.60; docs/scale.md): two
-learners with a thread each; medians of three runs. Both plans of a cluster use them, for CPUs and
+learners with a thread each; medians of six runs. Both plans of a cluster use them, for CPUs and
 for GPUs, because this part is Python and TCP on either.
 """
 
@@ -13,34 +13,34 @@ MESSAGE_SECONDS = 170e-6
 """What one step of a sampler has finished, on its way to the loop through Ray's stream ..."""
 
 ANSWER_SECONDS = 65e-6
-"""... and each answer in it: 22 us to be taken in, and 43 us for its verdict and its lines on disk.
+"""... and each answer in it: 21 us to be taken in, and 44 us for its verdict and its lines on disk.
 Those are what a step of the tiny recipe takes beside its parts, over its 512 answers."""
 
-GENERATE_SECONDS = 3.6e-3
+GENERATE_SECONDS = 5e-3
 """A call that samples, beside its answers."""
 
-CALL_SECONDS = 170e-6
+CALL_SECONDS = 150e-6
 """A call to one process that is told something, and its answer."""
 
 DEALING_SECONDS = 100e-9
 """Of a sequence and a rank, where sequences are dealt to ranks by their work."""
 
-SCORE_SECONDS = 12e-3
+SCORE_SECONDS = 9.5e-3
 """A scoring pass on ranks beside its layers: its parts out and back, and one thing told to all."""
 
-UPDATE_SECONDS = 17e-3
+UPDATE_SECONDS = 13e-3
 """An optimizer step on ranks beside its layers: the same, two things told, the norm of all."""
 
-LAYER_SECONDS = {"score": 1.5e-3, "update": 4.2e-3}
+LAYER_SECONDS = {"score": 1.55e-3, "update": 4.7e-3}
 """A layer of a pass of a sharded model: its hooks, its gathers, and its reduction (gloo)."""
 
-TENSOR_SECONDS = 780e-6
+TENSOR_SECONDS = 730e-6
 """A tensor that is made whole on all ranks."""
 
-PUBLISH_SECONDS = 4e-3
+PUBLISH_SECONDS = 5e-3
 """A version of the weights beside its tensors and bytes."""
 
-GATHER_RATE = 1.15e9
+GATHER_RATE = 1.05e9
 """Bytes a second of the whole tensor, where ranks on one machine gather it or reduce it (gloo)."""
 
 CHECKSUM_RATE = 7e9
@@ -49,7 +49,7 @@ CHECKSUM_RATE = 7e9
 FETCH_RATE = 1.1e9
 """Bytes a second that one machine gets from another one's object store."""
 
-TELL_SECONDS = 720e-6
+TELL_SECONDS = 700e-6
 """What every rank tells all others, for each of the others (gloo)."""
 
 PUT_RATE = 2.8e9
