@@ -151,7 +151,9 @@ def _train(
             closing(open_engine(config, terminal.say)) as engine,
             open_verifiers(config, engine, terminal.say) as verifiers,
             # What samples beside the loop keeps its own counts.
-            open_verifiers(config, engine) if engine.samples_apart else verifiers as of_rollouts,
+            open_verifiers(config, engine, terminal.say)
+            if engine.samples_apart
+            else verifiers as of_rollouts,
         ):
             if state.step:
                 engine.load(run.path("checkpoints", state.step))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from archer.cli import main
+from archer.engine.cluster import node
 from archer.engine.cluster.hosts import Host, read_hosts
-from archer.engine.cluster.node import own_address, own_addresses
 
 
 def hostfile(folder: Path, text: str) -> Path:
@@ -53,11 +53,27 @@ def test_a_hostfile_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_hosts(tmp_path / "hosts.txt")
 
 
-def test_the_heads_address_is_what_its_name_stands_for_but_not_one_that_is_here_alone() -> None:
-    others = [a for a in own_addresses() if "." in a and not a.startswith("127.")]
-    assert {own_address(address) for address in others} == set(others)
-    assert own_address("localhost") is own_address("127.0.0.1") is None
-    assert own_address("192.0.2.1") is own_address("an alias of ssh") is None  # no machine's
+ADDRESSES = {
+    ("fe80::1%eth0", "2001:db8::7", "10.0.0.7"): "10.0.0.7",
+    ("2001:db8::7",): "2001:db8::7",
+    ("fe80::1%eth0", "127.0.1.1", "::1"): None,
+    ("192.0.2.1",): None,  # another machine's
+}
+
+
+@pytest.mark.parametrize("stands_for", ADDRESSES)
+def test_the_heads_address_is_one_of_its_name_that_others_reach_it_by(
+    stands_for: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"fe80::1%eth0", "2001:db8::7", "10.0.0.7", "127.0.0.1", "127.0.1.1", "::1"}
+    monkeypatch.setattr(node, "own_addresses", lambda: own)
+    entries = [(0, 0, 0, "", (address, 0)) for address in stands_for]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: entries)
+    assert node.own_address("head") == ADDRESSES[stands_for]
+
+
+def test_an_alias_that_only_ssh_knows_stands_for_no_address() -> None:
+    assert node.own_address("an alias of ssh") is None
 
 
 @pytest.mark.parametrize("command", ["up", "status", "down"])

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,20 @@ def test_the_store_holds_the_versions_that_may_be_asked_for(
     assert found == (store and store * 2**30)
 
 
+def until(true: Callable[[], bool]) -> bool:
+    """Waits for it, for half a minute at most."""
+    deadline = time.monotonic() + 30.0
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 GUARDED = """
 import os, subprocess, sys, time
 import psutil
@@ -92,12 +106,10 @@ def test_a_run_that_is_stopped_with_its_daemons_goes_on_with_them() -> None:
             time.sleep(1.5)
             assert daemon.status() == psutil.STATUS_SLEEPING
             daemon.suspend()
-            time.sleep(5.0)
-            assert daemon.status() == psutil.STATUS_ZOMBIE
+            assert until(lambda: daemon.status() == psutil.STATUS_ZOMBIE)
         finally:
             run.kill()
-    psutil.wait_procs([guard], timeout=10.0)
-    assert not guard.is_running()
+    assert until(lambda: not runs(guard))
 
 
 ASKED = """
@@ -123,6 +135,7 @@ def test_a_cluster_is_asked_with_a_token_if_it_wants_one(tmp_path: Path, mode: s
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
     command += ["--include-dashboard=false", "--disable-usage-stats", "--num-cpus=1", "--block"]
+    command += ["--dashboard-agent-listen-port=0"]
     theirs = clean | {"RAY_AUTH_MODE": mode}
     with subprocess.Popen(command, env=theirs, stdout=subprocess.DEVNULL) as head:
         try:

@@ -24,6 +24,7 @@ import os
 # asks for a token (Ray's own, in ~/.ray/auth_token); of one that is named, `session` finds out.
 # Nothing is reported to Ray's makers. A thread that still asks when a cluster was left must not
 # begin another one.
+AUTH_MODE_GIVEN = "RAY_AUTH_MODE" in os.environ
 if os.environ.get("RAY_ADDRESS") in (None, "", "local"):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

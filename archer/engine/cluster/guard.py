@@ -5,9 +5,9 @@
 The numbers are those of the processes that the run started (Ray's daemons). While the run lives, a
 daemon that is stopped is killed after so many seconds: Ray would wait for it without end, while one
 that is dead is a loss like another, after which the run begins a new cluster. Where the run is
-stopped as well, as by Ctrl-Z, all of it goes on later. When the run is gone
-(standard input ends), what is left of those processes and of theirs is killed: some of Ray's own
-outlive a killed run by minutes.
+stopped as well, as by Ctrl-Z, all of it goes on later. When the run is gone (standard input ends),
+what is left of those processes and of theirs is killed: some of Ray's own outlive a killed run by
+minutes.
 """
 
 from __future__ import annotations

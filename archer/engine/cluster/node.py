@@ -12,6 +12,7 @@ daemons were started with; with them goes their whole session (setsid) and all t
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -244,13 +245,15 @@ def _refuse_taken(port: int) -> None:
 
 
 def own_address(name: str) -> str | None:
-    """The address of this machine that a name stands for, if others reach it by that."""
+    """The address of this machine that a name stands for, if others reach it by that.
+
+    IPv4 before IPv6, in which Ray and gloo are less at home.
+    """
+    found: list[str] = []
     with suppress(OSError):  # perhaps an alias that ssh knows
-        for entry in socket.getaddrinfo(name, None):
-            address = str(entry[4][0])
-            if address in own_addresses() and not _loopback(address):
-                return address
-    return None
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, None)]
+    own = [a for a in found if a in own_addresses() and not _here_alone(a)]
+    return min(own, key=lambda a: ":" in a, default=None)
 
 
 def own_addresses() -> set[str]:
@@ -258,14 +261,16 @@ def own_addresses() -> set[str]:
     return {a.address for entries in psutil.net_if_addrs().values() for a in entries}
 
 
-def _loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
+def _here_alone(address: str) -> bool:
+    """Whether it means another machine elsewhere, or one only beside the name of an interface."""
+    read = ipaddress.ip_address(address.partition("%")[0])
+    return read.is_loopback or read.is_link_local
 
 
 def _reached_at() -> str | None:
     """The address that ssh was reached at, so that others reach this machine by it, too."""
     words = os.environ.get("SSH_CONNECTION", "").split()
-    if len(words) != 4 or _loopback(words[2]):
+    if len(words) != 4 or _here_alone(words[2]):
         return None
     return words[2]
 
@@ -317,6 +322,7 @@ def _main() -> None:
     print(GREETING, flush=True)
     request = json.load(sys.stdin)
     os.environ.update(request.pop("environment", {}))
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # ours has one, whatever RAY_ADDRESS names
     try:
         reply = VERBS[request.pop("verb")](**request)
     except (ValueError, OSError) as error:

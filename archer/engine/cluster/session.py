@@ -34,6 +34,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from archer.config import Config
 from archer.cores import num_cores
 from archer.engine.base import EngineLost
+from archer.engine.cluster import AUTH_MODE_GIVEN
 from archer.engine.cluster.guard import start_guard
 from archer.engine.cluster.node import knock
 from archer.engine.cluster.pulse import first_line
@@ -43,6 +44,9 @@ SLIVER = 0.01
 
 ROUND_SECONDS = 5.0
 """Between two looks at how much room there is."""
+
+RAYS_OTHERS = (ImportError, ValueError, RuntimeError)
+"""What Ray raises beside its own errors where a cluster cannot be joined, as for its version."""
 
 ASKING_SECONDS = 60.0
 """For a cluster that is there to say whether it wants a token."""
@@ -288,6 +292,7 @@ def _connect(
     address = os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):  # as Ray itself reads it
         # Never another run's: that one ends with its run.
+        _choose_mode(None)
         shared = _shared_memory()
         store = store_bytes(weights, config.rollout.ahead, shared)
         if store is None:
@@ -314,7 +319,7 @@ def _connect(
         _choose_mode(address)
         with _sigterm_kept():
             ray.init(address=address, **quiet)
-    except (OSError, RayError, ImportError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, RayError, *RAYS_OTHERS, subprocess.TimeoutExpired) as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"
@@ -322,16 +327,27 @@ def _connect(
     return None
 
 
-def _choose_mode(address: str) -> None:
-    """Asks a cluster with a token unless it answers without one: Ray has one way for both sides."""
-    if "RAY_AUTH_MODE" in os.environ:
+def _choose_mode(address: str | None) -> None:
+    """Has Ray use tokens, unless the user says how, or a cluster that is named answers without one.
+
+    A process asks with a token or without; one that did so for another cluster changes its mind.
+    """
+    if AUTH_MODE_GIVEN:
         return
+    mode = "token" if address is None or _wants_token(address) else "disabled"
+    if os.environ.get("RAY_AUTH_MODE") != mode:
+        os.environ["RAY_AUTH_MODE"] = mode
+        core: Any = ray._raylet
+        core.Config.initialize("")  # reads it anew, as Ray does when it sets the mode itself
+
+
+def _wants_token(address: str) -> bool:
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     without = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    asked = subprocess.run(command, env=without, capture_output=True, timeout=ASKING_SECONDS)
-    os.environ["RAY_AUTH_MODE"] = "token" if asked.returncode else "disabled"
-    core: Any = ray._raylet
-    core.Config.initialize("")  # reads it anew, as Ray does when it sets the mode itself
+    asked = subprocess.run(
+        command, env=without, capture_output=True, text=True, timeout=ASKING_SECONDS
+    )
+    return asked.returncode != 0 and "version mismatch" not in asked.stderr.lower()
 
 
 @contextmanager
