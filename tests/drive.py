@@ -65,7 +65,7 @@ class Drive:
         found = []
         for process in self.own():
             with suppress(psutil.Error):
-                command = process.cmdline()
+                command = process.cmdline() or [""]  # one that is just ending has none
                 if {
                     "sampler": command[0].startswith("ray::Replica"),
                     "learner": command[0].startswith("ray::LearnerRank"),
