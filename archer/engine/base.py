@@ -6,7 +6,8 @@ there are and what samples is nobody's business above this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -55,6 +56,13 @@ class Sample(NamedTuple):
     request: int
     number: int
     completion: Completion
+
+
+def one_by_one(steps: Generator[list[Sample], None, None]) -> Generator[Sample, None, None]:
+    """Yields the samples of each step; when closed, closes what they come from."""
+    with closing(steps):
+        for finished in steps:
+            yield from finished
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ else does, neither time nor chance; so the same call gives the same numbers to t
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from archer.engine.base import Request, Sample, Sampling
+from archer.engine.base import Request, Sample, Sampling, one_by_one
 from archer.model.draw import draw
 from archer.model.packing import Packed, pack
 from archer.randomness import uniforms
@@ -130,10 +129,7 @@ class Sampler:
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
     ) -> Generator[Sample, None, None]:
         """Yields completions as they finish."""
-        steps = self.generate_by_step(requests, sampling, policy_version=policy_version)
-        with closing(steps):
-            for finished in steps:
-                yield from finished
+        return one_by_one(self.generate_by_step(requests, sampling, policy_version=policy_version))
 
     def generate_by_step(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int

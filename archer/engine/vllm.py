@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,7 +27,7 @@ import torch.distributed
 from torch import Tensor
 
 from archer.config import Config
-from archer.engine.base import Request, Sample, Sampling
+from archer.engine.base import Request, Sample, Sampling, one_by_one
 from archer.model.load import (
     end_tokens,
     find_model,
@@ -160,10 +159,7 @@ class VllmSampler:
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int = 0
     ) -> Generator[Sample, None, None]:
         """Yields completions as they finish; what is left is dropped if nobody asks for more."""
-        steps = self.generate_by_step(requests, sampling, policy_version=policy_version)
-        with closing(steps):
-            for finished in steps:
-                yield from finished
+        return one_by_one(self.generate_by_step(requests, sampling, policy_version=policy_version))
 
     def generate_by_step(
         self, requests: Sequence[Request], sampling: Sampling, *, policy_version: int
