@@ -20,12 +20,19 @@ recipe, wherever they run.
 
 import os
 
+
+def named_cluster() -> str | None:
+    """The cluster that RAY_ADDRESS names; None for one of the run's own, as Ray itself reads it."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
+
+
 # Read by Ray when it is imported. Whoever reaches a cluster's ports may run code on it, so ours
 # asks for a token (Ray's own, in ~/.ray/auth_token); of one that is named, `session` finds out.
 # Nothing is reported to Ray's makers. A thread that still asks when a cluster was left must not
 # begin another one.
 AUTH_MODE_GIVEN = "RAY_AUTH_MODE" in os.environ
-if os.environ.get("RAY_ADDRESS") in (None, "", "local"):
+if named_cluster() is None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

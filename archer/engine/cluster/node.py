@@ -249,11 +249,18 @@ def own_address(name: str) -> str | None:
 
     IPv4 before IPv6, in which Ray and gloo are less at home.
     """
-    found: list[str] = []
-    with suppress(OSError):  # perhaps an alias that ssh knows
+    own = [address for address in addresses_here(name) if not _here_alone(address)]
+    return min(own, key=lambda address: ":" in address, default=None)
+
+
+def addresses_here(name: str) -> list[str]:
+    """The addresses of this machine that a name stands for; none where it is another one's."""
+    try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, None)]
-    own = [a for a in found if a in own_addresses() and not _here_alone(a)]
-    return min(own, key=lambda a: ":" in a, default=None)
+    except OSError:
+        return []  # perhaps an alias that ssh knows
+    own = own_addresses()
+    return [address for address in found if address in own]
 
 
 def own_addresses() -> set[str]:

@@ -34,7 +34,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from archer.config import Config
 from archer.cores import num_cores
 from archer.engine.base import EngineLost
-from archer.engine.cluster import AUTH_MODE_GIVEN
+from archer.engine.cluster import AUTH_MODE_GIVEN, named_cluster
 from archer.engine.cluster.guard import start_guard
 from archer.engine.cluster.node import knock
 from archer.engine.cluster.pulse import first_line
@@ -44,9 +44,6 @@ SLIVER = 0.01
 
 ROUND_SECONDS = 5.0
 """Between two looks at how much room there is."""
-
-RAYS_OTHERS = (ImportError, ValueError, RuntimeError)
-"""What Ray raises beside its own errors where a cluster cannot be joined, as for its version."""
 
 ASKING_SECONDS = 60.0
 """For a cluster that is there to say whether it wants a token."""
@@ -289,8 +286,8 @@ def _connect(
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     # Ray prints a page for each process that is lost; we say it in a line (`pulse`).
     ray._private.worker.listen_error_messages = lambda *_: None
-    address = os.environ.get("RAY_ADDRESS")
-    if address in (None, "", "local"):  # as Ray itself reads it
+    address = named_cluster()
+    if address is None:
         # Never another run's: that one ends with its run.
         _choose_mode(None)
         shared = _shared_memory()
@@ -319,7 +316,14 @@ def _connect(
         _choose_mode(address)
         with _sigterm_kept():
             ray.init(address=address, **quiet)
-    except (OSError, RayError, *RAYS_OTHERS, subprocess.TimeoutExpired) as error:
+    except (
+        OSError,
+        RayError,
+        ImportError,
+        ValueError,
+        RuntimeError,  # of another version
+        subprocess.TimeoutExpired,
+    ) as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS = {address} ({first_line(error)}): start it, "
             "or unset RAY_ADDRESS"

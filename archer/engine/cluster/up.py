@@ -14,7 +14,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from archer.engine.cluster.hosts import Host, read_hosts
-from archer.engine.cluster.node import GRACE_SECONDS, GREETING, MARK, last_lines, own_addresses
+from archer.engine.cluster.node import GRACE_SECONDS, GREETING, MARK, addresses_here, last_lines
 from archer.files import cache_folder, written_whole
 
 ANSWER_SECONDS = 30.0
@@ -370,7 +369,7 @@ def _ask(
 
 def _command(cluster: Cluster, name: str, verb: str) -> list[str]:
     module = [cluster.python, "-m", "archer.engine.cluster.node"]
-    here = cluster.local or _is_here(name)
+    here = cluster.local or addresses_here(name)
     if verb == "start":  # it can be stopped before it has started anything
         # How the user's own login reached this machine is not how the others do.
         unset = ["-u", "SSH_CONNECTION"] if here else []
@@ -380,15 +379,6 @@ def _command(cluster: Cluster, name: str, verb: str) -> list[str]:
     config = ["-F", cluster.ssh_config] if cluster.ssh_config else []
     there = f"cd {shlex.quote(cluster.folder)} && exec {shlex.join(module)}"
     return [*SSH, *config, name, there]
-
-
-def _is_here(name: str) -> bool:
-    """Whether a name is of this machine, by its addresses."""
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None)}
-    except OSError:
-        return False  # perhaps an alias that ssh knows
-    return bool(found & own_addresses())
 
 
 def _reply(process: subprocess.Popen[str], deadline: float, seconds: float) -> Reply:
